@@ -1,0 +1,47 @@
+# Every command a developer needs. `make` lists them.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test unit lint types imports format proto clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | awk -F ':.*?## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+
+install: $(READY)  ## set up .venv with everything (does nothing when nothing changed)
+
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: install  ## the main job: train, lose a node, rebuild it from parity, go on bit-exact
+	$(BIN)/ckptd demo
+
+test: install lint types imports unit  ## everything that must hold: lint, format, types, import rules, tests
+
+unit: install  ## the tests alone
+	$(BIN)/python -m pytest
+
+lint: install  ## ruff: lint and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install  ## mypy, strict
+	$(BIN)/mypy -p ckptd
+	$(BIN)/mypy tests benchmarks
+
+imports: install  ## import-linter: the layers
+	$(BIN)/lint-imports
+
+format: install  ## rewrite the sources in the house format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+proto: install  ## regenerate the wire messages from ckpt/wire/ckptd.proto
+	cd ckpt/wire && ../../$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. ckptd.proto
+
+clean:  ## remove what the other targets made
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
