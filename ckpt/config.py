@@ -1,0 +1,105 @@
+"""The configuration of one daemon as a checked value. It is read from the outside in `ckptd.ckpt.settings` only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ckptd.ckpt.errors import UsageError
+from ckptd.ckpt.groups import Group, groups_of
+from ckptd.ckpt.model import check_job_name
+
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """How the daemons keep in touch. Seconds."""
+
+    report_every_s: float = 0.25
+    """A node repeats its report at least this often; changes are reported at once."""
+    lost_after_s: float = 2.0
+    """A node that has been silent for this long counts as lost."""
+    settle_s: float = 10.0
+    """How long a restore decision waits for nodes that have never been heard before it goes on without them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """One daemon's configuration."""
+
+    job: str = "default"
+    node: int = 0
+    """This node's index in `nodes`."""
+    nodes: tuple[str, ...] = ("127.0.0.1:0",)
+    """The control address host:port of every node, in the same order everywhere. Port 0 is for a single node."""
+    parity: int = 1
+    """How many nodes of a protection group may be lost (m). Costs m/k of the payload in memory, m of it in traffic."""
+    group_size: int = 8
+    """The most nodes in one protection group (k + m)."""
+    run_dir: Path
+    """Socket, event record and lock: mode 0700."""
+    segment_dir: Path
+    """Slots and parities, on a tmpfs: mode 0700."""
+    storage: Path | None = None
+    """Where persisted steps go; None keeps everything in memory."""
+    persist_every: int = 0
+    """Persist the first sealed step at or after every multiple of this; 0 never."""
+    slots: int = 3
+    """Slots of each rank. Two suffice; three let capture and protection overlap."""
+    memory_bytes: int = 0
+    """The most that slots and parities may take on this node; 0 stands for what the tmpfs has."""
+    secret: bytes = field(default=b"", repr=False)
+    """Shared by the daemons of a job, at least 16 bytes; needed with more than one node."""
+    timing: Timing = field(default_factory=Timing)
+    nice: int = 19
+    """Scheduling niceness of the daemon: background work must not slow the trainers."""
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """The protection groups over all nodes."""
+        return groups_of(len(self.nodes), self.parity, self.group_size)
+
+    def validate(self) -> Config:
+        """Return self, or raise UsageError naming the setting, what was found and what was expected."""
+        check_job_name(self.job)
+        if not 0 <= self.node < len(self.nodes):
+            raise UsageError(
+                f"node {self.node}: expected 0 to {len(self.nodes) - 1}, the index of this node in --nodes"
+            )
+        if len(set(self.nodes)) != len(self.nodes):
+            raise UsageError("nodes: the same address stands twice; give every node its own")
+        for address in self.nodes:
+            if split_address(address)[1] == 0 and len(self.nodes) > 1:
+                raise UsageError(f"node address {address}: port 0 is for a single node; the others must know the port")
+        if self.parity < 0 or self.group_size < 1 or self.group_size > 256:
+            raise UsageError(
+                f"parity {self.parity}, group size {self.group_size}: expected parity >= 0 and size 1 to 256"
+            )
+        if len(self.nodes) > 1 and self.parity >= self.group_size:
+            raise UsageError(
+                f"parity {self.parity} needs groups larger than {self.group_size} nodes; lower one or raise the other"
+            )
+        if self.slots < 2:
+            raise UsageError(f"slots {self.slots}: expected 2 or more; one would overwrite the only copy")
+        if self.persist_every < 0 or self.memory_bytes < 0:
+            raise UsageError("persist_every and memory_bytes: expected 0 or more")
+        if self.persist_every and self.storage is None:
+            raise UsageError("persist_every is set but storage is not; give a storage directory")
+        if len(self.nodes) > 1 and len(self.secret) < 16:
+            raise UsageError(
+                "several nodes need a shared secret of at least 16 bytes; give the same --secret-file everywhere"
+            )
+        if not 0 <= self.nice <= 19:
+            raise UsageError(f"nice {self.nice}: expected 0 to 19")
+        if len(str(self.run_dir / "ckptd.sock").encode(errors="surrogateescape")) > 100:
+            raise UsageError(f"run directory {self.run_dir}: a socket path holds 107 bytes; choose a shorter directory")
+        return self
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Split host:port. Raises UsageError for anything else."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:
+        raise UsageError(f"node address {address!r}: expected host:port")
+    return host, int(port)

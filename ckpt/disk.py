@@ -1,0 +1,144 @@
+"""The only place that writes files meant to survive: temporary name, write, sync, rename, sync the directory.
+
+Large images go past the page cache (O_DIRECT) where the file system allows it: faster here, a tenth of the CPU, and the
+trainers keep their cache. What is not promised: a disk that lies about syncing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import mmap
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from ckptd.ckpt.errors import StorageError
+
+_BLOCK = 4096
+_CHUNK = 8 * 1024 * 1024  # a whole number of pieces
+
+
+def write_durably(path: Path, data: memoryview | bytes) -> None:
+    """Write `data` under a temporary name beside `path`, sync it, and rename it over `path`. Raises StorageError.
+
+    After it returns the content is on the disk; the name is once the directory is synced too (`sync_dir`).
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        if not _write_direct(temporary, memoryview(data)):
+            _write_buffered(temporary, memoryview(data))
+        temporary.rename(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise StorageError(
+            f"cannot write {path}: {error.strerror}; check space and permissions of the storage"
+        ) from error
+
+
+def _write_direct(path: Path, data: memoryview) -> bool:
+    """Write with O_DIRECT; False where the file system or the buffer's alignment does not allow it."""
+    if len(data) < _CHUNK or not hasattr(os, "O_DIRECT"):
+        return False
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_DIRECT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        if error.errno == errno.EINVAL:
+            return False
+        raise
+    try:
+        body = len(data) // _BLOCK * _BLOCK
+        _write_all(descriptor, data[:body])
+        if body < len(data):
+            last = mmap.mmap(-1, _BLOCK)  # the tail goes out as one padded block; the length is cut afterwards
+            last[: len(data) - body] = data[body:]
+            _write_all(descriptor, memoryview(last))
+            os.ftruncate(descriptor, len(data))
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno == errno.EINVAL:
+            return False
+        raise
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def _write_buffered(path: Path, data: memoryview) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        _write_all(descriptor, data)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write_all(descriptor: int, data: memoryview) -> None:
+    while data:
+        data = data[os.write(descriptor, data[:_CHUNK]) :]
+
+
+def sync_dir(path: Path) -> None:
+    """Make the names in a directory durable. Raises StorageError."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise StorageError(f"cannot sync {path}: {error.strerror}") from error
+
+
+def read_into(path: Path, into: memoryview, progress: Callable[[int], None] | None = None) -> None:
+    """Fill `into` from the start of a file that must be exactly as long. Raises StorageError."""
+    with _reading(path, len(into)) as file:
+        while into:
+            count = min(len(into), _CHUNK)
+            _fill(file, into[:count], path)
+            into = into[count:]
+            if progress:
+                progress(count)
+
+
+def chunks(path: Path, size: int) -> Iterator[memoryview]:
+    """The content of a file of exactly `size` bytes, 8 MiB at a time; each is valid until the next. Raises StorageError."""
+    buffer = memoryview(bytearray(min(size, _CHUNK)))
+    with _reading(path, size) as file:
+        for start in range(0, size, _CHUNK):
+            chunk = buffer[: min(size - start, _CHUNK)]
+            _fill(file, chunk, path)
+            yield chunk
+
+
+@contextlib.contextmanager
+def _reading(path: Path, size: int) -> Iterator[io.FileIO]:
+    try:
+        with path.open("rb", buffering=0) as file:
+            found = os.fstat(file.fileno()).st_size
+            if found != size:
+                raise StorageError(f"{path} has {found} bytes, expected {size}; it is damaged or not ours")
+            yield file
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _fill(file: io.FileIO, into: memoryview, path: Path) -> None:
+    while into:
+        got = file.readinto(into)
+        if not got:
+            raise StorageError(f"{path} ended early")
+        into = into[got:]
+
+
+def read_small(path: Path, limit: int) -> bytes:
+    """The content of a file of at most `limit` bytes. Raises StorageError."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(limit + 1)
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error.strerror}") from error
+    if len(data) > limit:
+        raise StorageError(f"{path} is longer than {limit} bytes; it is not ours")
+    return data

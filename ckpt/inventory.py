@@ -1,0 +1,105 @@
+"""What the daemons tell each other: a node's `Report` of what it can serve, and the collector's `Ledger` of what follows.
+
+Both are states, not commands: they may be lost, repeated or reordered, the newest one simply replaces the one before.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ckptd.ckpt.model import Image, Table, Version
+
+Origin = Literal["captured", "peer", "parity", "storage"]
+ORIGINS: tuple[Origin, ...] = ("captured", "peer", "parity", "storage")
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """An image that a node can serve, and how it came there."""
+
+    version: Version
+    world: int
+    image: Image
+    origin: Origin = "captured"
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """One parity segment that a node can serve: row `row` of stripe `stripe` in protection group `group`."""
+
+    version: Version
+    group: int
+    stripe: int
+    row: int
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The images of one version that a node has written to storage and synced."""
+
+    version: Version
+    images: tuple[Image, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Captures:
+    """How the captures of an attached rank stand."""
+
+    rank: int
+    free: int
+    """Its slots that hold nothing."""
+    next: Version | None = None
+    """The oldest version that it may still capture: what is older and not held was skipped. None: nothing begun yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Everything that a node can serve. A higher `seq` of the same `boot` replaces a lower one."""
+
+    node: int
+    boot: str
+    seq: int
+    data_port: int = 0
+    epoch: int = 0
+    ranks: tuple[tuple[int, int], ...] = ()
+    """Attached trainers: (rank, process id)."""
+    captures: tuple[Captures, ...] = ()
+    held: tuple[Held, ...] = ()
+    parities: tuple[Parity, ...] = ()
+    tables: tuple[Table, ...] = ()
+    """The tables of the parities: they name the images of nodes that may be lost by now."""
+    part: Part | None = None
+    sealed: Version | None = None
+    persisted: Version | None = None
+    """The newest version that this node knows to be sealed, and to be persisted."""
+    scanned: bool = True
+    """False while a restarted daemon still verifies what it found; nobody decides without it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """The facts that follow from the reports, as the collector announces them."""
+
+    collector: int
+    boot: str
+    seq: int
+    epoch: int = 0
+    sealed: Version | None = None
+    persisted: Version | None = None
+    persist: Version | None = None
+    """The version that every node should be writing to storage."""
+    protect: Version | None = None
+    """The version whose parities every owner should be making: one at a time, so that all work towards the same seal."""
+    tables: tuple[Table, ...] = ()
+    """Versions that every rank has captured, newest first: the three above and the newest others."""
+    reports: tuple[Report, ...] = ()
+    """The newest report of every live node, by node."""
+    lost: tuple[int, ...] = field(default=())
+
+    def report(self, node: int) -> Report | None:
+        """The live report of a node, or None while it is lost."""
+        return next((report for report in self.reports if report.node == node), None)
+
+    def table(self, version: Version) -> Table | None:
+        return next((table for table in self.tables if table.version == version), None)

@@ -1,0 +1,28 @@
+"""Checksums of pieces: the sums that are taken at capture and checked wherever the bytes go."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+
+import xxhash
+
+from ckptd.ckpt.model import PIECE
+
+Buffer = bytes | bytearray | memoryview
+
+
+def piece_sum(piece: Buffer) -> int:
+    """xxh3_64 of one piece (the last piece of an image is summed without padding)."""
+    return xxhash.xxh3_64_intdigest(piece)
+
+
+def sums_of(image: Buffer) -> list[int]:
+    """The sums of all pieces of `image`, in order."""
+    view = memoryview(image)
+    return [piece_sum(view[start : start + PIECE]) for start in range(0, len(view), PIECE)]
+
+
+def digest_of(sums: Sequence[int], size: int) -> str:
+    """Name an image by its pieces' sums and its size: hexadecimal xxh3_128 over `size`, then the sums, all u64 LE."""
+    return xxhash.xxh3_128_hexdigest(struct.pack(f"<Q{len(sums)}Q", size, *sums))

@@ -1,0 +1,103 @@
+"""The one place that reads the environment and `ckptd.toml`. Precedence: argument, CKPTD_* variable, file, default."""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+from ckptd.ckpt.config import Config
+from ckptd.ckpt.errors import AccessError, UsageError
+
+
+class Settings(BaseSettings):
+    """Every setting that may come from outside. Unset ones take the defaults of `Config`."""
+
+    model_config = SettingsConfigDict(env_prefix="CKPTD_", toml_file="ckptd.toml", extra="ignore")
+
+    job: str = "default"
+    node: int = 0
+    nodes: str = ""
+    parity: int = 1
+    group_size: int = 8
+    run_dir: Path | None = None
+    segment_dir: Path | None = None
+    storage: Path | None = None
+    persist_every: int = 0
+    slots: int = 3
+    memory_bytes: int = 0
+    secret_file: Path | None = None
+    nice: int = 19
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+    def where(self) -> Path:
+        """The run directory: as set, else below the user's runtime directory, one for each job."""
+        return (self.run_dir or runtime_root() / self.job).absolute()
+
+    def config(self) -> Config:
+        """The daemon's configuration. Raises UsageError or AccessError."""
+        run_dir = self.where()
+        segments = self.segment_dir or Path("/dev/shm/ckptd") / f"{os.getuid()}-{self.job}-{self.node}"  # noqa: S108
+        nodes = tuple(part.strip() for part in self.nodes.split(",") if part.strip()) or ("127.0.0.1:0",)
+        return Config(
+            job=self.job,
+            node=self.node,
+            nodes=nodes,
+            parity=self.parity,
+            group_size=self.group_size,
+            run_dir=run_dir,
+            segment_dir=segments.absolute(),
+            storage=self.storage.absolute() if self.storage else None,
+            persist_every=self.persist_every,
+            slots=self.slots,
+            memory_bytes=self.memory_bytes,
+            secret=read_secret(self.secret_file) if self.secret_file else b"",
+            nice=self.nice,
+        ).validate()
+
+
+def read(**arguments: Any) -> Settings:
+    """The settings, with `arguments` first; those that are None count as not given. Raises UsageError."""
+    try:
+        return Settings(**{name: value for name, value in arguments.items() if value is not None})
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise UsageError(f"setting {name}: {first['msg']}, found {first['input']!r}") from error
+    except (ValueError, OSError) as error:  # the file is not TOML, or not text, or can't be opened
+        raise UsageError(f"{Path('ckptd.toml').absolute()}: {error}; correct or remove it") from error
+
+
+def runtime_root() -> Path:
+    """Where run directories live by default: $XDG_RUNTIME_DIR/ckptd, else a folder of this user below /tmp."""
+    base = os.environ.get("XDG_RUNTIME_DIR")
+    return Path(base) / "ckptd" if base else Path(tempfile.gettempdir()) / f"ckptd-{os.getuid()}"
+
+
+def read_secret(path: Path) -> bytes:
+    """The job's secret. Raises AccessError when it can't be read or others may read it too."""
+    try:
+        status = path.stat()
+        secret = path.read_bytes().strip()
+    except OSError as error:
+        raise AccessError(f"secret file {path}: {error.strerror}; make one readable by you alone") from error
+    if stat.S_IMODE(status.st_mode) & 0o077:
+        raise AccessError(
+            f"secret file {path}: others may read it (mode {stat.S_IMODE(status.st_mode):o}); chmod 600 it"
+        )
+    return secret

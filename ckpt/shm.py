@@ -1,0 +1,87 @@
+"""The only place that makes and maps shared memory: named files on a tmpfs, reserved in full before they are used.
+
+Named files outlive a crash of either side. `posix_fallocate` turns a full tmpfs into a clean error where a sparse file
+would end in SIGBUS; pages are faulted in once, because the first touch costs several times the copy itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+from pathlib import Path
+
+from ckptd.ckpt.errors import AccessError, CorruptionError, MemoryBudgetError
+
+_POPULATE_WRITE = 23  # MADV_POPULATE_WRITE, Linux 5.14; the mmap module has no name for it
+_STRIDE = 64 * 1024 * 1024
+_HEADROOM = 4 * 1024 * 1024
+"""Left free on the tmpfs for records and whatever else the machine keeps there."""
+
+
+def private_dir(path: Path) -> Path:
+    """Make a directory that only this user can enter. Raises AccessError when it is somebody else's or can't be made."""
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        owner = path.stat().st_uid
+        if owner == os.getuid():
+            path.chmod(0o700)
+            return path
+    except OSError as error:
+        raise AccessError(f"cannot make {path}: {error.strerror}; choose another directory") from error
+    raise AccessError(f"{path} belongs to user {owner}, you are {os.getuid()}; choose another directory")
+
+
+def make_file(path: Path, size: int) -> None:
+    """Make a file of exactly `size` bytes with all its pages in memory, mode 0600.
+
+    Raises MemoryBudgetError when the file system cannot hold it; nothing is left behind then.
+    """
+    space = os.statvfs(path.parent)
+    free = space.f_bavail * space.f_frsize
+    if size + _HEADROOM > free:
+        raise MemoryBudgetError(too_small(path.parent, size, free, space.f_blocks * space.f_frsize))
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        os.posix_fallocate(descriptor, 0, max(size, 1))
+        os.ftruncate(descriptor, size)
+        if size:
+            with mmap.mmap(descriptor, size) as pages:
+                _populate(pages, size)
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise MemoryBudgetError(too_small(path.parent, size, free, space.f_blocks * space.f_frsize)) from error
+    finally:
+        os.close(descriptor)
+
+
+def too_small(directory: Path, wanted: int, free: int, total: int) -> str:
+    """The message about a tmpfs that can't hold what is wanted."""
+    return (
+        f"{directory} has {free} bytes free of {total}, {wanted} are needed; "
+        "enlarge the tmpfs (containers: --shm-size, or an emptyDir of medium Memory) or set CKPTD_SEGMENT_DIR to a larger one"
+    )
+
+
+def _populate(pages: mmap.mmap, size: int) -> None:
+    # In strides, so that a stop of the daemon need not wait for gigabytes; kernels without the advice fault on first use.
+    with contextlib.suppress(OSError):
+        for start in range(0, size, _STRIDE):
+            pages.madvise(_POPULATE_WRITE, start, min(_STRIDE, size - start))
+
+
+def map_file(path: Path, size: int, *, write: bool) -> mmap.mmap:
+    """Map a shared file whose size must be `size` (> 0). The mapping outlives the file's name.
+
+    Raises CorruptionError when the size is another one: touching pages beyond the end would kill the process.
+    """
+    descriptor = os.open(path, (os.O_RDWR if write else os.O_RDONLY) | os.O_CLOEXEC)
+    try:
+        found = os.fstat(descriptor).st_size
+        if found != size or size <= 0:
+            raise CorruptionError(f"{path} has {found} bytes, expected {size}; it is treated as lost")
+        access = mmap.PROT_READ | (mmap.PROT_WRITE if write else 0)
+        flags = mmap.MAP_SHARED | (getattr(mmap, "MAP_POPULATE", 0) if write else 0)
+        return mmap.mmap(descriptor, size, flags=flags, prot=access)
+    finally:
+        os.close(descriptor)

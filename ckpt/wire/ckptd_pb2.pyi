@@ -1,0 +1,335 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Version(_message.Message):
+    __slots__ = ("epoch", "step")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    step: int
+    def __init__(self, epoch: _Optional[int] = ..., step: _Optional[int] = ...) -> None: ...
+
+class Image(_message.Message):
+    __slots__ = ("rank", "size", "digest")
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    rank: int
+    size: int
+    digest: str
+    def __init__(self, rank: _Optional[int] = ..., size: _Optional[int] = ..., digest: _Optional[str] = ...) -> None: ...
+
+class Payload(_message.Message):
+    __slots__ = ("node", "images")
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    IMAGES_FIELD_NUMBER: _ClassVar[int]
+    node: int
+    images: _containers.RepeatedCompositeFieldContainer[Image]
+    def __init__(self, node: _Optional[int] = ..., images: _Optional[_Iterable[_Union[Image, _Mapping]]] = ...) -> None: ...
+
+class Table(_message.Message):
+    __slots__ = ("version", "world", "payloads")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    WORLD_FIELD_NUMBER: _ClassVar[int]
+    PAYLOADS_FIELD_NUMBER: _ClassVar[int]
+    version: Version
+    world: int
+    payloads: _containers.RepeatedCompositeFieldContainer[Payload]
+    def __init__(self, version: _Optional[_Union[Version, _Mapping]] = ..., world: _Optional[int] = ..., payloads: _Optional[_Iterable[_Union[Payload, _Mapping]]] = ...) -> None: ...
+
+class Held(_message.Message):
+    __slots__ = ("version", "world", "image", "origin")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    WORLD_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    ORIGIN_FIELD_NUMBER: _ClassVar[int]
+    version: Version
+    world: int
+    image: Image
+    origin: str
+    def __init__(self, version: _Optional[_Union[Version, _Mapping]] = ..., world: _Optional[int] = ..., image: _Optional[_Union[Image, _Mapping]] = ..., origin: _Optional[str] = ...) -> None: ...
+
+class Parity(_message.Message):
+    __slots__ = ("version", "group", "stripe", "row")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    STRIPE_FIELD_NUMBER: _ClassVar[int]
+    ROW_FIELD_NUMBER: _ClassVar[int]
+    version: Version
+    group: int
+    stripe: int
+    row: int
+    def __init__(self, version: _Optional[_Union[Version, _Mapping]] = ..., group: _Optional[int] = ..., stripe: _Optional[int] = ..., row: _Optional[int] = ...) -> None: ...
+
+class Part(_message.Message):
+    __slots__ = ("version", "images")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    IMAGES_FIELD_NUMBER: _ClassVar[int]
+    version: Version
+    images: _containers.RepeatedCompositeFieldContainer[Image]
+    def __init__(self, version: _Optional[_Union[Version, _Mapping]] = ..., images: _Optional[_Iterable[_Union[Image, _Mapping]]] = ...) -> None: ...
+
+class Attached(_message.Message):
+    __slots__ = ("rank", "pid")
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    rank: int
+    pid: int
+    def __init__(self, rank: _Optional[int] = ..., pid: _Optional[int] = ...) -> None: ...
+
+class Captures(_message.Message):
+    __slots__ = ("rank", "next", "free")
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    NEXT_FIELD_NUMBER: _ClassVar[int]
+    FREE_FIELD_NUMBER: _ClassVar[int]
+    rank: int
+    next: Version
+    free: int
+    def __init__(self, rank: _Optional[int] = ..., next: _Optional[_Union[Version, _Mapping]] = ..., free: _Optional[int] = ...) -> None: ...
+
+class Report(_message.Message):
+    __slots__ = ("node", "boot", "seq", "data_port", "epoch", "ranks", "captures", "held", "parities", "tables", "part", "sealed", "persisted", "scanned")
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    BOOT_FIELD_NUMBER: _ClassVar[int]
+    SEQ_FIELD_NUMBER: _ClassVar[int]
+    DATA_PORT_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    RANKS_FIELD_NUMBER: _ClassVar[int]
+    CAPTURES_FIELD_NUMBER: _ClassVar[int]
+    HELD_FIELD_NUMBER: _ClassVar[int]
+    PARITIES_FIELD_NUMBER: _ClassVar[int]
+    TABLES_FIELD_NUMBER: _ClassVar[int]
+    PART_FIELD_NUMBER: _ClassVar[int]
+    SEALED_FIELD_NUMBER: _ClassVar[int]
+    PERSISTED_FIELD_NUMBER: _ClassVar[int]
+    SCANNED_FIELD_NUMBER: _ClassVar[int]
+    node: int
+    boot: str
+    seq: int
+    data_port: int
+    epoch: int
+    ranks: _containers.RepeatedCompositeFieldContainer[Attached]
+    captures: _containers.RepeatedCompositeFieldContainer[Captures]
+    held: _containers.RepeatedCompositeFieldContainer[Held]
+    parities: _containers.RepeatedCompositeFieldContainer[Parity]
+    tables: _containers.RepeatedCompositeFieldContainer[Table]
+    part: Part
+    sealed: Version
+    persisted: Version
+    scanned: bool
+    def __init__(self, node: _Optional[int] = ..., boot: _Optional[str] = ..., seq: _Optional[int] = ..., data_port: _Optional[int] = ..., epoch: _Optional[int] = ..., ranks: _Optional[_Iterable[_Union[Attached, _Mapping]]] = ..., captures: _Optional[_Iterable[_Union[Captures, _Mapping]]] = ..., held: _Optional[_Iterable[_Union[Held, _Mapping]]] = ..., parities: _Optional[_Iterable[_Union[Parity, _Mapping]]] = ..., tables: _Optional[_Iterable[_Union[Table, _Mapping]]] = ..., part: _Optional[_Union[Part, _Mapping]] = ..., sealed: _Optional[_Union[Version, _Mapping]] = ..., persisted: _Optional[_Union[Version, _Mapping]] = ..., scanned: _Optional[bool] = ...) -> None: ...
+
+class Ledger(_message.Message):
+    __slots__ = ("collector", "boot", "seq", "epoch", "sealed", "persisted", "persist", "protect", "tables", "reports", "lost")
+    COLLECTOR_FIELD_NUMBER: _ClassVar[int]
+    BOOT_FIELD_NUMBER: _ClassVar[int]
+    SEQ_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    SEALED_FIELD_NUMBER: _ClassVar[int]
+    PERSISTED_FIELD_NUMBER: _ClassVar[int]
+    PERSIST_FIELD_NUMBER: _ClassVar[int]
+    PROTECT_FIELD_NUMBER: _ClassVar[int]
+    TABLES_FIELD_NUMBER: _ClassVar[int]
+    REPORTS_FIELD_NUMBER: _ClassVar[int]
+    LOST_FIELD_NUMBER: _ClassVar[int]
+    collector: int
+    boot: str
+    seq: int
+    epoch: int
+    sealed: Version
+    persisted: Version
+    persist: Version
+    protect: Version
+    tables: _containers.RepeatedCompositeFieldContainer[Table]
+    reports: _containers.RepeatedCompositeFieldContainer[Report]
+    lost: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, collector: _Optional[int] = ..., boot: _Optional[str] = ..., seq: _Optional[int] = ..., epoch: _Optional[int] = ..., sealed: _Optional[_Union[Version, _Mapping]] = ..., persisted: _Optional[_Union[Version, _Mapping]] = ..., persist: _Optional[_Union[Version, _Mapping]] = ..., protect: _Optional[_Union[Version, _Mapping]] = ..., tables: _Optional[_Iterable[_Union[Table, _Mapping]]] = ..., reports: _Optional[_Iterable[_Union[Report, _Mapping]]] = ..., lost: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class Letter(_message.Message):
+    __slots__ = ("report", "ledger")
+    REPORT_FIELD_NUMBER: _ClassVar[int]
+    LEDGER_FIELD_NUMBER: _ClassVar[int]
+    report: Report
+    ledger: Ledger
+    def __init__(self, report: _Optional[_Union[Report, _Mapping]] = ..., ledger: _Optional[_Union[Ledger, _Mapping]] = ...) -> None: ...
+
+class ChallengeRequest(_message.Message):
+    __slots__ = ("job", "nonce", "node")
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    NONCE_FIELD_NUMBER: _ClassVar[int]
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    job: str
+    nonce: bytes
+    node: int
+    def __init__(self, job: _Optional[str] = ..., nonce: _Optional[bytes] = ..., node: _Optional[int] = ...) -> None: ...
+
+class ChallengeReply(_message.Message):
+    __slots__ = ("session", "nonce", "proof")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    NONCE_FIELD_NUMBER: _ClassVar[int]
+    PROOF_FIELD_NUMBER: _ClassVar[int]
+    session: str
+    nonce: bytes
+    proof: bytes
+    def __init__(self, session: _Optional[str] = ..., nonce: _Optional[bytes] = ..., proof: _Optional[bytes] = ...) -> None: ...
+
+class Empty(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class AttachRequest(_message.Message):
+    __slots__ = ("job", "rank", "world", "local_world", "pid")
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    WORLD_FIELD_NUMBER: _ClassVar[int]
+    LOCAL_WORLD_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    job: str
+    rank: int
+    world: int
+    local_world: int
+    pid: int
+    def __init__(self, job: _Optional[str] = ..., rank: _Optional[int] = ..., world: _Optional[int] = ..., local_world: _Optional[int] = ..., pid: _Optional[int] = ...) -> None: ...
+
+class AttachReply(_message.Message):
+    __slots__ = ("node", "nodes", "parity")
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    NODES_FIELD_NUMBER: _ClassVar[int]
+    PARITY_FIELD_NUMBER: _ClassVar[int]
+    node: int
+    nodes: int
+    parity: int
+    def __init__(self, node: _Optional[int] = ..., nodes: _Optional[int] = ..., parity: _Optional[int] = ...) -> None: ...
+
+class DecideRequest(_message.Message):
+    __slots__ = ("job", "world", "fresh")
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    WORLD_FIELD_NUMBER: _ClassVar[int]
+    FRESH_FIELD_NUMBER: _ClassVar[int]
+    job: str
+    world: int
+    fresh: bool
+    def __init__(self, job: _Optional[str] = ..., world: _Optional[int] = ..., fresh: _Optional[bool] = ...) -> None: ...
+
+class DecideReply(_message.Message):
+    __slots__ = ("epoch", "version", "source", "reason", "world")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    WORLD_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    version: Version
+    source: str
+    reason: str
+    world: int
+    def __init__(self, epoch: _Optional[int] = ..., version: _Optional[_Union[Version, _Mapping]] = ..., source: _Optional[str] = ..., reason: _Optional[str] = ..., world: _Optional[int] = ...) -> None: ...
+
+class JoinRequest(_message.Message):
+    __slots__ = ("rank", "epoch")
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    rank: int
+    epoch: int
+    def __init__(self, rank: _Optional[int] = ..., epoch: _Optional[int] = ...) -> None: ...
+
+class GatherRequest(_message.Message):
+    __slots__ = ("version",)
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    version: Version
+    def __init__(self, version: _Optional[_Union[Version, _Mapping]] = ...) -> None: ...
+
+class Found(_message.Message):
+    __slots__ = ("rank", "path", "size", "source")
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    rank: int
+    path: str
+    size: int
+    source: str
+    def __init__(self, rank: _Optional[int] = ..., path: _Optional[str] = ..., size: _Optional[int] = ..., source: _Optional[str] = ...) -> None: ...
+
+class GatherReply(_message.Message):
+    __slots__ = ("images",)
+    IMAGES_FIELD_NUMBER: _ClassVar[int]
+    images: _containers.RepeatedCompositeFieldContainer[Found]
+    def __init__(self, images: _Optional[_Iterable[_Union[Found, _Mapping]]] = ...) -> None: ...
+
+class ReserveRequest(_message.Message):
+    __slots__ = ("rank", "size")
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    rank: int
+    size: int
+    def __init__(self, rank: _Optional[int] = ..., size: _Optional[int] = ...) -> None: ...
+
+class BeginRequest(_message.Message):
+    __slots__ = ("rank", "version", "size")
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    rank: int
+    version: Version
+    size: int
+    def __init__(self, rank: _Optional[int] = ..., version: _Optional[_Union[Version, _Mapping]] = ..., size: _Optional[int] = ...) -> None: ...
+
+class BeginReply(_message.Message):
+    __slots__ = ("granted", "slot", "path")
+    GRANTED_FIELD_NUMBER: _ClassVar[int]
+    SLOT_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    granted: bool
+    slot: int
+    path: str
+    def __init__(self, granted: _Optional[bool] = ..., slot: _Optional[int] = ..., path: _Optional[str] = ...) -> None: ...
+
+class CommitRequest(_message.Message):
+    __slots__ = ("rank", "slot", "version")
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    SLOT_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    rank: int
+    slot: int
+    version: Version
+    def __init__(self, rank: _Optional[int] = ..., slot: _Optional[int] = ..., version: _Optional[_Union[Version, _Mapping]] = ...) -> None: ...
+
+class AbortRequest(_message.Message):
+    __slots__ = ("rank", "slot", "version", "reason")
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    SLOT_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    rank: int
+    slot: int
+    version: Version
+    reason: str
+    def __init__(self, rank: _Optional[int] = ..., slot: _Optional[int] = ..., version: _Optional[_Union[Version, _Mapping]] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class WaitRequest(_message.Message):
+    __slots__ = ("version", "level", "timeout_s")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    LEVEL_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
+    version: Version
+    level: str
+    timeout_s: float
+    def __init__(self, version: _Optional[_Union[Version, _Mapping]] = ..., level: _Optional[str] = ..., timeout_s: _Optional[float] = ...) -> None: ...
+
+class WaitReply(_message.Message):
+    __slots__ = ("level",)
+    LEVEL_FIELD_NUMBER: _ClassVar[int]
+    level: str
+    def __init__(self, level: _Optional[str] = ...) -> None: ...
+
+class Document(_message.Message):
+    __slots__ = ("json",)
+    JSON_FIELD_NUMBER: _ClassVar[int]
+    json: str
+    def __init__(self, json: _Optional[str] = ...) -> None: ...

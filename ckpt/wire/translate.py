@@ -1,0 +1,179 @@
+"""Wire messages to values and back. Whatever comes in is checked here, before it becomes a value of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from google.protobuf.message import DecodeError
+
+from ckptd.ckpt.errors import CorruptionError, PeerError
+from ckptd.ckpt.inventory import ORIGINS, Captures, Held, Ledger, Parity, Part, Report
+from ckptd.ckpt.model import Image, Payload, Table, Version
+from ckptd.ckpt.tables import PID_MAX, RANKS_MAX, STEP_MAX, check_image, check_table, number
+from ckptd.ckpt.wire import ckptd_pb2 as pb
+
+
+def version_out(version: Version | None) -> pb.Version | None:
+    return pb.Version(epoch=version.epoch, step=version.step) if version is not None else None
+
+
+def version_in(message: pb.Version) -> Version:
+    return Version(number("epoch", message.epoch, STEP_MAX), number("step", message.step, STEP_MAX))
+
+
+def _image_out(image: Image) -> pb.Image:
+    return pb.Image(rank=image.rank, size=image.size, digest=image.digest)
+
+
+def _image_in(message: pb.Image) -> Image:
+    return check_image(message.rank, message.size, message.digest)
+
+
+def _table_out(table: Table) -> pb.Table:
+    payloads = [pb.Payload(node=p.node, images=[_image_out(image) for image in p.images]) for p in table.payloads]
+    return pb.Table(version=version_out(table.version), world=table.world, payloads=payloads)
+
+
+def _table_in(message: pb.Table) -> Table:
+    payloads = tuple(Payload(p.node, tuple(_image_in(image) for image in p.images)) for p in message.payloads)
+    return check_table(Table(version_in(message.version), number("world", message.world, RANKS_MAX), payloads))
+
+
+def _report_out(report: Report) -> pb.Report:
+    message = pb.Report(
+        node=report.node,
+        boot=report.boot,
+        seq=report.seq,
+        data_port=report.data_port,
+        epoch=report.epoch,
+        ranks=[pb.Attached(rank=rank, pid=pid) for rank, pid in report.ranks],
+        captures=[pb.Captures(rank=c.rank, next=version_out(c.next), free=c.free) for c in report.captures],
+        held=[
+            pb.Held(version=version_out(h.version), world=h.world, image=_image_out(h.image), origin=h.origin)
+            for h in report.held
+        ],
+        parities=[
+            pb.Parity(version=version_out(p.version), group=p.group, stripe=p.stripe, row=p.row)
+            for p in report.parities
+        ],
+        tables=[_table_out(table) for table in report.tables],
+        sealed=version_out(report.sealed),
+        persisted=version_out(report.persisted),
+        scanned=report.scanned,
+    )
+    if report.part is not None:
+        images = [_image_out(image) for image in report.part.images]
+        message.part.CopyFrom(pb.Part(version=version_out(report.part.version), images=images))
+    return message
+
+
+def _held_in(message: pb.Held) -> Held:
+    origin = next((known for known in ORIGINS if known == message.origin), None)
+    if origin is None:
+        raise CorruptionError(f"origin: found {message.origin!r}, expected one of {', '.join(ORIGINS)}")
+    world, image = number("world", message.world, RANKS_MAX), _image_in(message.image)
+    if image.rank >= world:
+        raise CorruptionError(f"rank {image.rank} in a world of {world}")
+    return Held(version_in(message.version), world, image, origin)
+
+
+def _report_in(message: pb.Report) -> Report:
+    part = None
+    if message.HasField("part"):
+        part = Part(version_in(message.part.version), tuple(_image_in(image) for image in message.part.images))
+    return Report(
+        node=number("node", message.node, RANKS_MAX),
+        boot=_boot_in(message.boot),
+        seq=number("seq", message.seq, STEP_MAX),
+        data_port=number("data port", message.data_port, 65536),
+        epoch=number("epoch", message.epoch, STEP_MAX),
+        ranks=tuple((number("rank", item.rank, RANKS_MAX), number("pid", item.pid, PID_MAX)) for item in message.ranks),
+        captures=tuple(
+            Captures(number("rank", item.rank, RANKS_MAX), item.free, _maybe(item, "next")) for item in message.captures
+        ),
+        held=tuple(_held_in(item) for item in message.held),
+        parities=tuple(Parity(version_in(p.version), p.group, p.stripe, p.row) for p in message.parities),
+        tables=tuple(_table_in(table) for table in message.tables),
+        part=part,
+        sealed=_maybe(message, "sealed"),
+        persisted=_maybe(message, "persisted"),
+        scanned=message.scanned,
+    )
+
+
+def _ledger_out(ledger: Ledger) -> pb.Ledger:
+    return pb.Ledger(
+        collector=ledger.collector,
+        boot=ledger.boot,
+        seq=ledger.seq,
+        epoch=ledger.epoch,
+        sealed=version_out(ledger.sealed),
+        persisted=version_out(ledger.persisted),
+        persist=version_out(ledger.persist),
+        protect=version_out(ledger.protect),
+        tables=[_table_out(table) for table in ledger.tables],
+        reports=[_report_out(report) for report in ledger.reports],
+        lost=ledger.lost,
+    )
+
+
+def _maybe(message: pb.Report | pb.Ledger | pb.Captures, name: Any) -> Version | None:
+    return version_in(getattr(message, name)) if message.HasField(name) else None
+
+
+def _ledger_in(message: pb.Ledger) -> Ledger:
+    return Ledger(
+        collector=number("collector", message.collector, RANKS_MAX),
+        boot=_boot_in(message.boot),
+        seq=number("seq", message.seq, STEP_MAX),
+        epoch=number("epoch", message.epoch, STEP_MAX),
+        sealed=_maybe(message, "sealed"),
+        persisted=_maybe(message, "persisted"),
+        persist=_maybe(message, "persist"),
+        protect=_maybe(message, "protect"),
+        tables=tuple(_table_in(table) for table in message.tables),
+        reports=tuple(_report_in(report) for report in message.reports),
+        lost=tuple(number("lost node", node, RANKS_MAX) for node in message.lost),
+    )
+
+
+def _boot_in(boot: str) -> str:
+    if not 1 <= len(boot) <= 64:
+        raise CorruptionError(f"boot: found {len(boot)} characters, expected 1 to 64")
+    return boot
+
+
+def letter_out(letter: Report | Ledger) -> bytes:
+    """The bytes of a letter between daemons."""
+    if isinstance(letter, Report):
+        return pb.Letter(report=_report_out(letter)).SerializeToString()
+    return pb.Letter(ledger=_ledger_out(letter)).SerializeToString()
+
+
+def letter_in(data: bytes, nodes: int) -> Report | Ledger:
+    """The letter that `data` holds. Raises PeerError for anything that no daemon of this job would send."""
+    try:
+        message = pb.Letter.FromString(data)
+        if message.WhichOneof("body") == "report":
+            report = _report_in(message.report)
+            _check_nodes(nodes, [report])
+            return report
+        ledger = _ledger_in(message.ledger)
+        _check_nodes(nodes, ledger.reports, ledger.tables, [ledger.collector, *ledger.lost])
+        return ledger
+    except (DecodeError, CorruptionError) as error:
+        raise PeerError(f"a letter that can't be read: {error}") from error
+
+
+def _check_nodes(
+    nodes: int, reports: Sequence[Report], tables: Sequence[Table] = (), others: Sequence[int] = ()
+) -> None:
+    """Whoever is named must be of this job: nodes are indices into its list of addresses."""
+    senders = [report.node for report in reports]
+    all_tables = [*tables, *(table for report in reports for table in report.tables)]
+    named = [*senders, *others, *(payload.node for table in all_tables for payload in table.payloads)]
+    if named and max(named) >= nodes:
+        raise CorruptionError(f"node {max(named)} in a job of {nodes} nodes")
+    if len(set(senders)) < len(senders):
+        raise CorruptionError("two reports of one node")

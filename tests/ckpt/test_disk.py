@@ -1,0 +1,124 @@
+"""Writing files that must survive: whole or not at all, synced before they get their name."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ckptd.ckpt import disk
+from ckptd.ckpt.errors import StorageError
+
+SIZES = [0, 1, 4095, 4096, 100_000, disk._CHUNK - 1, disk._CHUNK, disk._CHUNK + 1, disk._CHUNK + 4096]
+
+
+def aligned(size: int) -> memoryview:
+    """A buffer that begins on a page, as slots do, with something in it."""
+    pages = mmap.mmap(-1, max(size, 1))
+    pages[:size] = (bytes(range(251)) * (size // 251 + 1))[:size]
+    return memoryview(pages)[:size]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_what_is_written_is_read(tmp_path: Path, size: int) -> None:
+    """Every size around blocks and chunks comes back to the byte; no temporary name is left."""
+    data = aligned(size)
+    disk.write_durably(tmp_path / "file", data)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o600
+    seen: list[int] = []
+    into = memoryview(bytearray(size))
+    disk.read_into(tmp_path / "file", into, seen.append)
+    assert into == data
+    assert sum(seen) == size
+
+
+def test_an_unaligned_buffer_is_written_all_the_same(tmp_path: Path) -> None:
+    """Where the disk refuses a direct write it falls back to an ordinary one, and starts from the beginning."""
+    data = aligned(disk._CHUNK + 4096)[1:]
+    disk.write_durably(tmp_path / "file", data)
+    assert (tmp_path / "file").read_bytes() == data
+
+
+def test_a_write_replaces_the_whole_file(tmp_path: Path) -> None:
+    """A shorter content leaves nothing of the longer one, also over what an earlier crash left under the temporary name."""
+    (tmp_path / "file.tmp").write_bytes(b"x" * 10_000)
+    disk.write_durably(tmp_path / "file", b"long content")
+    disk.write_durably(tmp_path / "file", b"short")
+    assert (tmp_path / "file").read_bytes() == b"short"
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, name: str, when: Callable[[int], bool]) -> None:
+    """Make the calls to os.`name` for which `when` (of the call's number) holds fail as a full disk does."""
+    real, calls = getattr(os, name), [0]
+
+    def call(*arguments: object) -> object:
+        calls[0] += 1
+        if when(calls[0]):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(*arguments)
+
+    monkeypatch.setattr(os, name, call)
+
+
+@pytest.mark.parametrize("name", ["write", "fsync", "open"])
+@pytest.mark.parametrize("size", [10, disk._CHUNK + 10])
+def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, size: int) -> None:
+    """Whichever call fails, the error is ours and says what to do, the old content stands, and nothing else is left."""
+    data = aligned(size)
+    (tmp_path / "file").write_bytes(b"old")
+    for number in (1, 2):  # the second write is that of the padded tail
+        with monkeypatch.context() as patch:
+            failing(patch, name, lambda call, number=number: call >= number)  # type: ignore[misc]
+            if number == 2 and (name != "write" or size < disk._CHUNK):
+                break
+            with pytest.raises(StorageError, match=r"cannot write .*file: No space left on device; check space"):
+                disk.write_durably(tmp_path / "file", data)
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("file", b"old")]
+
+
+def test_synced_before_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The content is synced under the temporary name; only then it gets the final one."""
+    calls: list[str] = []
+    fsync, rename = os.fsync, Path.rename
+
+    def note_fsync(descriptor: int) -> None:
+        calls.append("fsync " + Path(f"/proc/self/fd/{descriptor}").readlink().name)
+        fsync(descriptor)
+
+    def note_rename(path: Path, target: Path) -> Path:
+        calls.append(f"rename {path.name} {target.name}")
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", note_fsync)
+    monkeypatch.setattr(Path, "rename", note_rename)
+    for size in (10, disk._CHUNK + 10):
+        calls.clear()
+        disk.write_durably(tmp_path / "file", aligned(size))
+        disk.sync_dir(tmp_path)
+        assert calls == ["fsync file.tmp", "rename file.tmp file", f"fsync {tmp_path.name}"]
+
+
+def test_reading_what_is_not_as_expected(tmp_path: Path) -> None:
+    """A missing file, a shorter, a longer one and a directory are each refused by name."""
+    path = tmp_path / "file"
+    with pytest.raises(StorageError, match="file: No such file"):
+        disk.read_into(path, memoryview(bytearray(3)))
+    path.write_bytes(b"four")
+    for size in (3, 5):
+        with pytest.raises(StorageError, match=f"has 4 bytes, expected {size}"):
+            disk.read_into(path, memoryview(bytearray(size)))
+    with pytest.raises(StorageError, match="cannot read"):
+        disk.read_into(tmp_path, memoryview(bytearray(3)))
+    with pytest.raises(StorageError, match="cannot sync"):
+        disk.sync_dir(tmp_path / "gone")
+    with pytest.raises(StorageError, match="cannot read"):
+        disk.read_small(tmp_path / "gone", 10)
+    assert disk.read_small(path, 4) == b"four"
+    with pytest.raises(StorageError, match="longer than 3 bytes"):
+        disk.read_small(path, 3)

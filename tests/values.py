@@ -1,0 +1,99 @@
+"""Hypothesis strategies for the values of the system, valid ones, and for whatever JSON may be found instead."""
+
+from __future__ import annotations
+
+from hypothesis import strategies as st
+
+from ckptd.ckpt.inventory import ORIGINS, Held, Ledger, Parity, Part, Report
+from ckptd.ckpt.model import Image, Payload, Table, Version
+
+NODES = 8
+"""The letters below are of a job with this many nodes."""
+
+versions = st.builds(Version, st.integers(0, 2**53 - 1), st.integers(0, 2**53 - 1))
+digests = st.text("0123456789abcdef", min_size=32, max_size=32)
+
+
+def images_of(rank: int) -> st.SearchStrategy[Image]:
+    return st.builds(Image, st.just(rank), st.integers(0, 2**46 - 1), digests)
+
+
+@st.composite
+def _tables(draw: st.DrawFn) -> Table:
+    """Any table that a job may have, also one that lacks ranks."""
+    world = draw(st.integers(0, 6))
+    where = {rank: draw(st.integers(-1, NODES - 1)) for rank in range(world)}
+    payloads = tuple(
+        Payload(node, tuple(draw(images_of(rank)) for rank in where if where[rank] == node))
+        for node in sorted(set(where.values()) - {-1})
+    )
+    return Table(draw(versions), world, payloads)
+
+
+tables = _tables()
+
+
+@st.composite
+def _held(draw: st.DrawFn) -> Held:
+    world = draw(st.integers(1, 50))
+    image = draw(images_of(draw(st.integers(0, world - 1))))
+    return Held(draw(versions), world, image, draw(st.sampled_from(ORIGINS)))
+
+
+small = st.integers(0, 255)
+parities = st.builds(Parity, versions, small, small, small)
+boots = st.text(min_size=1, max_size=64)
+maybe_version = st.none() | versions
+
+
+def reports(node: st.SearchStrategy[int]) -> st.SearchStrategy[Report]:
+    """Reports of a node of the job."""
+    ranks = st.tuples(st.integers(0, 2**20 - 1), st.integers(0, 2**31 - 1))
+    return st.builds(
+        Report,
+        node=node,
+        boot=boots,
+        seq=st.integers(0, 2**53 - 1),
+        data_port=st.integers(0, 65535),
+        epoch=st.integers(0, 2**53 - 1),
+        ranks=st.lists(ranks, max_size=3).map(tuple),
+        awaits=st.lists(st.tuples(st.integers(0, 2**20 - 1), versions), max_size=2).map(tuple),
+        held=st.lists(_held(), max_size=3).map(tuple),
+        parities=st.lists(parities, max_size=3).map(tuple),
+        tables=st.lists(tables, max_size=2).map(tuple),
+        part=st.none()
+        | st.builds(Part, versions, st.lists(st.integers(0, 9).flatmap(images_of), max_size=2).map(tuple)),
+        sealed=maybe_version,
+        persisted=maybe_version,
+        scanned=st.booleans(),
+    )
+
+
+@st.composite
+def _ledgers(draw: st.DrawFn) -> Ledger:
+    live = draw(st.lists(st.integers(0, NODES - 1), unique=True, max_size=3).map(sorted))
+    lost = draw(st.lists(st.integers(0, NODES - 1).filter(lambda node: node not in live), unique=True, max_size=3))
+    return Ledger(
+        collector=draw(st.integers(0, NODES - 1)),
+        boot=draw(boots),
+        seq=draw(st.integers(0, 2**53 - 1)),
+        epoch=draw(st.integers(0, 2**53 - 1)),
+        sealed=draw(maybe_version),
+        persisted=draw(maybe_version),
+        persist=draw(maybe_version),
+        protect=draw(maybe_version),
+        tables=tuple(draw(st.lists(tables, max_size=2))),
+        reports=tuple(draw(reports(st.just(node))) for node in live),
+        lost=tuple(lost),
+    )
+
+
+ledgers = _ledgers()
+letters = reports(st.integers(0, NODES - 1)) | ledgers
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=40),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=12), inner, max_size=4),
+    max_leaves=8,
+)
+"""Anything that Python's JSON parser may return."""

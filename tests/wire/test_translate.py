@@ -1,0 +1,259 @@
+"""Letters between daemons: what is sent arrives equal, and nothing that no daemon would send becomes a value."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import fields
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.values import NODES, letters, versions
+
+from ckptd.ckpt.errors import PeerError
+from ckptd.ckpt.inventory import Held, Ledger, Parity, Part, Report
+from ckptd.ckpt.model import Image, Payload, Table, Version
+from ckptd.ckpt.wire import ckptd_pb2 as pb
+from ckptd.ckpt.wire.translate import letter_in, letter_out, version_in, version_out
+
+V = Version(1, 2)
+IMAGE = Image(0, 100, "0123456789abcdef" * 2)
+TABLE = Table(V, 2, (Payload(0, (IMAGE,)), Payload(1, (Image(1, 50, IMAGE.digest),))))
+REPORT = Report(
+    node=1,
+    boot="b",
+    seq=3,
+    data_port=4,
+    epoch=5,
+    ranks=((0, 77),),
+    awaits=((0, V),),
+    held=(Held(V, 2, IMAGE),),
+    parities=(Parity(V, 0, 1, 0),),
+    tables=(TABLE,),
+    part=Part(V, (IMAGE,)),
+    sealed=Version(1, 3),
+    persisted=Version(1, 4),
+    scanned=False,
+)
+LEDGER = Ledger(
+    collector=2,
+    boot="b",
+    seq=3,
+    epoch=5,
+    sealed=V,
+    persisted=Version(1, 3),
+    persist=Version(1, 4),
+    protect=Version(1, 5),
+    tables=(TABLE,),
+    reports=(REPORT,),
+    lost=(2,),
+)
+
+
+@pytest.mark.parametrize("letter", [REPORT, LEDGER])
+def test_no_field_is_forgotten(letter: Report | Ledger) -> None:
+    """A letter in which every field has another value than its default arrives as it was sent."""
+    assert all(getattr(letter, field.name) != field.default for field in fields(letter))
+    assert letter_in(letter_out(letter), NODES) == letter
+
+
+@settings(max_examples=30)
+@given(letters)
+def test_a_letter_arrives_as_it_was_sent(letter: Report | Ledger) -> None:
+    """Every report and every ledger comes back equal from its bytes."""
+    assert letter_in(letter_out(letter), NODES) == letter
+
+
+@given(versions)
+def test_versions_survive(version: Version) -> None:
+    """A version comes back equal; no version stays none."""
+    message = version_out(version)
+    assert message is not None
+    assert version_in(message) == version
+    assert version_out(None) is None
+
+
+@given(st.binary(max_size=300))
+def test_garbage_is_refused(data: bytes) -> None:
+    """Any bytes are a letter or a PeerError, nothing else."""
+    with contextlib.suppress(PeerError):
+        letter_in(data, NODES)
+
+
+@settings(max_examples=30)
+@given(letters, st.data())
+def test_a_spoiled_letter_is_read_or_refused(letter: Report | Ledger, data: st.DataObject) -> None:
+    """A good letter with a byte changed, or cut short, is a letter or a PeerError, nothing else."""
+    body = bytearray(letter_out(letter))
+    where = data.draw(st.integers(0, len(body) - 1))
+    if data.draw(st.booleans()):
+        body[where] = data.draw(st.integers(0, 255))
+    else:
+        del body[where:]
+    with contextlib.suppress(PeerError):
+        letter_in(bytes(body), NODES)
+
+
+def set_held_origin(report: pb.Report) -> None:
+    report.held[0].origin = "guessed"
+
+
+def set_held_rank(report: pb.Report) -> None:
+    report.held[0].image.rank = 2
+
+
+def set_held_world(report: pb.Report) -> None:
+    report.held[0].world = 1 << 20
+
+
+def set_held_step(report: pb.Report) -> None:
+    report.held[0].version.step = 1 << 53
+
+
+def set_digest(report: pb.Report) -> None:
+    report.held[0].image.digest = "x" * 32
+
+
+def set_short_digest(report: pb.Report) -> None:
+    report.held[0].image.digest = "a" * 31
+
+
+def set_size(report: pb.Report) -> None:
+    report.held[0].image.size = 1 << 46
+
+
+def set_part_digest(report: pb.Report) -> None:
+    report.part.images[0].digest = ""
+
+
+def set_table_node(report: pb.Report) -> None:
+    report.tables[0].payloads[1].node = NODES
+
+
+def set_table_same_node(report: pb.Report) -> None:
+    report.tables[0].payloads[1].node = 0
+
+
+def set_table_same_rank(report: pb.Report) -> None:
+    report.tables[0].payloads[1].images[0].rank = 0
+
+
+def set_table_rank(report: pb.Report) -> None:
+    report.tables[0].payloads[1].images[0].rank = 2
+
+
+def set_table_world(report: pb.Report) -> None:
+    report.tables[0].world = (1 << 32) - 1
+
+
+def set_node(report: pb.Report) -> None:
+    report.node = NODES
+
+
+def set_boot(report: pb.Report) -> None:
+    report.boot = ""
+
+
+def set_long_boot(report: pb.Report) -> None:
+    report.boot = "b" * 65
+
+
+def set_awaits(report: pb.Report) -> None:
+    report.awaits[0].rank = 1 << 20
+
+
+def set_awaited_step(report: pb.Report) -> None:
+    report.awaits[0].version.step = 1 << 53
+
+
+def set_persisted(report: pb.Report) -> None:
+    report.persisted.step = 1 << 53
+
+
+def set_seq(report: pb.Report) -> None:
+    report.seq = (1 << 64) - 1
+
+
+def set_port(report: pb.Report) -> None:
+    report.data_port = 65536
+
+
+def set_epoch(report: pb.Report) -> None:
+    report.epoch = 1 << 53
+
+
+def set_rank(report: pb.Report) -> None:
+    report.ranks[0].rank = 1 << 20
+
+
+def set_pid(report: pb.Report) -> None:
+    report.ranks[0].pid = 1 << 31
+
+
+def set_sealed(report: pb.Report) -> None:
+    report.sealed.epoch = 1 << 60
+
+
+SPOIL_REPORT = [spoil for name, spoil in sorted(globals().items()) if name.startswith("set_")]
+
+
+@pytest.mark.parametrize("spoil", SPOIL_REPORT)
+def test_a_report_with_one_hostile_field_is_refused(spoil: Callable[[pb.Report], None]) -> None:
+    """Every field of a report is checked, whether it comes by itself or inside a ledger."""
+    letter = pb.Letter.FromString(letter_out(REPORT))
+    spoil(letter.report)
+    with pytest.raises(PeerError, match="a letter that can't be read"):
+        letter_in(letter.SerializeToString(), NODES)
+    letter = pb.Letter.FromString(letter_out(LEDGER))
+    spoil(letter.ledger.reports[0])
+    with pytest.raises(PeerError):
+        letter_in(letter.SerializeToString(), NODES)
+
+
+def no_collector(ledger: pb.Ledger) -> None:
+    ledger.collector = NODES
+
+
+def no_boot(ledger: pb.Ledger) -> None:
+    ledger.boot = ""
+
+
+def no_seq(ledger: pb.Ledger) -> None:
+    ledger.seq = 1 << 53
+
+
+def no_epoch(ledger: pb.Ledger) -> None:
+    ledger.epoch = 1 << 53
+
+
+def no_version(ledger: pb.Ledger) -> None:
+    ledger.persist.step = 1 << 53
+
+
+def no_lost(ledger: pb.Ledger) -> None:
+    ledger.lost.append(NODES)
+
+
+def no_table(ledger: pb.Ledger) -> None:
+    ledger.tables[0].payloads[0].node = NODES
+
+
+def no_double(ledger: pb.Ledger) -> None:
+    ledger.reports.append(ledger.reports[0])
+
+
+@pytest.mark.parametrize("spoil", [spoil for name, spoil in sorted(globals().items()) if name.startswith("no_")])
+def test_a_ledger_with_one_hostile_field_is_refused(spoil: Callable[[pb.Ledger], None]) -> None:
+    """Every field of a ledger is checked."""
+    letter = pb.Letter.FromString(letter_out(LEDGER))
+    spoil(letter.ledger)
+    with pytest.raises(PeerError, match="a letter that can't be read"):
+        letter_in(letter.SerializeToString(), NODES)
+
+
+def test_an_empty_letter_is_refused() -> None:
+    """A letter that is neither a report nor a ledger is none."""
+    for body in (b"", pb.Letter(report=pb.Report()).SerializeToString()):
+        with pytest.raises(PeerError):
+            letter_in(body, NODES)
