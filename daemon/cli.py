@@ -1,0 +1,300 @@
+"""The command line. It prints the same decisions that the daemons make; `--json` on each command that shows something.
+
+Exit codes: 0 fine, 1 a problem was found, 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from ckptd import __version__
+from ckptd.ckpt.client import Client
+from ckptd.ckpt.errors import CkptdError, UsageError
+from ckptd.ckpt.model import Version
+from ckptd.ckpt.settings import read
+from ckptd.daemon import tables
+
+app = typer.Typer(
+    help="Asynchronous checkpointing and in-memory fault tolerance for PyTorch training.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+
+RunDir = Annotated[
+    Path | None,
+    typer.Option(
+        help="The run directory of the daemon (default: $CKPTD_RUN_DIR, else the job's own).", show_default=False
+    ),
+]
+Job = Annotated[
+    str | None, typer.Option(help="The training job (default: $CKPTD_JOB, else 'default').", show_default=False)
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of a table for people.")]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"ckptd {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Keep the state of a PyTorch training job alive."""
+
+
+@app.command()
+def serve(
+    job: Job = None,
+    node: Annotated[int | None, typer.Option(help="This node's index in --nodes, from 0.", show_default=False)] = None,
+    nodes: Annotated[
+        str | None,
+        typer.Option(
+            help="The control address host:port of every node, separated by commas, the same on all.",
+            show_default=False,
+        ),
+    ] = None,
+    parity: Annotated[
+        int | None, typer.Option(help="How many nodes of a group may be lost (default 1).", show_default=False)
+    ] = None,
+    run_dir: RunDir = None,
+    segment_dir: Annotated[
+        Path | None,
+        typer.Option(help="Where snapshots live; on a tmpfs (default below /dev/shm/ckptd).", show_default=False),
+    ] = None,
+    storage: Annotated[
+        Path | None,
+        typer.Option(help="Where steps are persisted; all nodes must see the same directory.", show_default=False),
+    ] = None,
+    persist_every: Annotated[
+        int | None, typer.Option(help="Persist every so many steps (default 0: never).", show_default=False)
+    ] = None,
+    secret_file: Annotated[
+        Path | None,
+        typer.Option(help="A file of mode 0600 with the job's secret; needed with several nodes.", show_default=False),
+    ] = None,
+    slots: Annotated[
+        int | None, typer.Option(help="Slots of each rank, 2 or more (default 3).", show_default=False)
+    ] = None,
+    memory_bytes: Annotated[
+        int | None,
+        typer.Option(help="The most that snapshots may take here (default: the tmpfs).", show_default=False),
+    ] = None,
+    clean_exit: Annotated[bool, typer.Option(help="Remove the snapshots when the daemon is stopped.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log every capture.")] = False,
+) -> None:
+    """Run this node's daemon in the foreground until SIGTERM.
+
+    One node needs nothing: `ckptd serve`. Several nodes: the same `--nodes` and `--secret-file` everywhere,
+    and each its own `--node`.
+    """
+    from ckptd.daemon.main import serve as run
+
+    _log(verbose)
+    settings = read(
+        job=job, node=node, nodes=nodes, parity=parity, run_dir=run_dir, segment_dir=segment_dir, storage=storage,
+        persist_every=persist_every, secret_file=secret_file, slots=slots, memory_bytes=memory_bytes,
+    )  # fmt: skip
+    run(settings.config(), clean_exit=clean_exit)
+
+
+@app.command()
+def status(run_dir: RunDir = None, job: Job = None, as_json: AsJson = False) -> None:
+    """Nodes, ranks, newest captured, sealed and persisted step, and how many losses are still tolerated."""
+    _show("Status", run_dir, job, as_json, tables.status)
+
+
+@app.command("list")
+def list_steps(run_dir: RunDir = None, job: Job = None, as_json: AsJson = False) -> None:
+    """Every step that could be restored, where it is, and which one a restart would choose."""
+    _show("List", run_dir, job, as_json, tables.steps)
+
+
+@app.command()
+def verify(run_dir: RunDir = None, job: Job = None, as_json: AsJson = False) -> None:
+    """Check the checksums of this node's slots and parities and of the files on storage.
+
+    What fails counts as lost from then on and is rebuilt from elsewhere.
+    """
+    _show("Verify", run_dir, job, as_json, tables.checks, "checking slots, parities and files")
+
+
+@app.command()
+def recover(run_dir: RunDir = None, job: Job = None, as_json: AsJson = False) -> None:
+    """Rebuild what this node's payload lacks now, from peers and parity, without any trainer."""
+    _show("Recover", run_dir, job, as_json, tables.rebuilt, "rebuilding this node's payload")
+
+
+@app.command()
+def export(
+    step: Annotated[str, typer.Argument(help="The step to export: a number, or 'latest'.")],
+    directory: Annotated[Path, typer.Argument(help="Where to write; must not exist or be empty.")],
+    fmt: Annotated[
+        str,
+        typer.Option(
+            "--format", help="safetensors (one file), dcp (torch.distributed.checkpoint), torch (torch.save)."
+        ),
+    ] = "safetensors",
+    run_dir: RunDir = None,
+    job: Job = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a step from memory or storage as files that other tools open. No trainer is needed."""
+    if fmt not in ("safetensors", "dcp", "torch"):
+        raise UsageError(f"format {fmt!r}: expected safetensors, dcp or torch")
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise UsageError(f"{directory} is not an empty directory; choose another")
+    client = _client(run_dir, job)
+    version = _pick(client.document("List"), step)
+    with _busy(f"gathering {version}", as_json):
+        found = client.gather(version)
+    try:
+        # torch lives in a process of its own: the command line stays quick, and the daemon's side never imports it.
+        command = [
+            sys.executable,
+            "-m",
+            "ckptd.integrations.export",
+            fmt,
+            str(directory),
+            *(str(item.path) for item in found),
+        ]
+        with _busy(f"writing {directory}", as_json):
+            done = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)
+    finally:
+        client.release(version)
+    if done.returncode:
+        raise CkptdError(f"the export ended with code {done.returncode}; see the message above")
+    result = {
+        "epoch": version.epoch,
+        "step": version.step,
+        "format": fmt,
+        "directory": str(directory),
+        **json.loads(done.stdout),
+    }
+    _print(result, as_json, tables.exported)
+
+
+@app.command()
+def demo(
+    nodes: Annotated[int, typer.Option(help="Nodes on this machine.")] = 4,
+    parity: Annotated[
+        int | None, typer.Option(help="How many lost nodes parity can rebuild (default 1).", show_default=False)
+    ] = None,
+    lose_nodes: Annotated[
+        str | None, typer.Option(help="Nodes to lose, as 1,2 (default: node 1).", show_default=False)
+    ] = None,
+    kill_ranks: Annotated[
+        str | None, typer.Option(help="Trainers to kill while their nodes live, as 0,3.", show_default=False)
+    ] = None,
+    at_step: Annotated[int | None, typer.Option(help="When (default: in the middle).", show_default=False)] = None,
+    steps: Annotated[int, typer.Option(help="Length of the training.")] = 60,
+    seed: Annotated[int, typer.Option(help="Seed of the model and the data.")] = 1,
+    workdir: Annotated[Path | None, typer.Option(help="Where logs and persisted steps go.", show_default=False)] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the run's directory with its persisted steps.")] = False,
+    report: Annotated[
+        Path | None, typer.Option(help="Write the result and all events as JSON.", show_default=False)
+    ] = None,
+) -> None:
+    """Train, lose a node, rebuild it from parity, and go on bit-exact: the main job, on this machine."""
+    from ckptd.daemon.demo.options import DemoOptions, parse_indices
+    from ckptd.daemon.demo.run import run_demo
+
+    options = DemoOptions(
+        nodes=nodes,
+        parity=min(1, nodes - 1) if parity is None else parity,
+        lose_nodes=None if lose_nodes is None else parse_indices(lose_nodes, "--lose-nodes"),
+        kill_ranks=parse_indices(kill_ranks or "", "--kill-ranks"),
+        at_step=at_step,
+        steps=steps,
+        seed=seed,
+        workdir=workdir,
+        keep=keep,
+        report=report,
+    )
+    raise typer.Exit(run_demo(options, Console()))
+
+
+def main() -> None:
+    """Entry point: errors become one line and an exit code."""
+    try:
+        app(standalone_mode=False)
+    except typer.Exit as done:
+        sys.exit(done.exit_code)
+    except typer.Abort:
+        sys.exit(130)
+    except CkptdError as error:
+        _complain(str(error))
+        sys.exit(error.exit_code)
+    except Exception as error:
+        if hasattr(error, "exit_code") and hasattr(error, "format_message"):  # click's own usage errors
+            _complain(error.format_message())
+            sys.exit(error.exit_code)
+        raise
+
+
+def _complain(message: str) -> None:
+    Console(stderr=True, highlight=False).print(f"ckptd: {message}", style="red", markup=False, soft_wrap=True)
+
+
+def _log(verbose: bool) -> None:
+    level = logging.DEBUG if verbose else logging.INFO
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    logging.getLogger("ckptd").setLevel(level)
+
+
+def _client(run_dir: Path | None, job: str | None) -> Client:
+    settings = read(run_dir=run_dir, job=job)
+    return Client(settings.where(), settings.job)
+
+
+def _busy(what: str, as_json: bool) -> Any:
+    return Console(stderr=True, quiet=as_json).status(what)
+
+
+def _show(
+    method: str, run_dir: Path | None, job: str | None, as_json: bool,
+    render: Callable[[dict[str, Any]], Any], busy: str = "asking the daemon",
+) -> None:  # fmt: skip
+    with _busy(busy, as_json):
+        content = _client(run_dir, job).document(method, 700.0)
+    _print(content, as_json, render)
+    if not content.get("ok", True):
+        raise typer.Exit(1)
+
+
+def _print(content: dict[str, Any], as_json: bool, render: Callable[[dict[str, Any]], Any]) -> None:
+    if as_json:
+        typer.echo(json.dumps(content, indent=1))
+    else:
+        Console().print(render(content))
+
+
+def _pick(listing: dict[str, Any], step: str) -> Version:
+    rows = [row for row in listing["steps"] if row["recoverable"]]
+    if step != "latest":
+        if not step.isdigit():
+            raise UsageError(f"step {step!r}: expected a number or 'latest'")
+        rows = [row for row in rows if row["step"] == int(step)]
+    if not rows:
+        known = ", ".join(str(row["step"]) for row in listing["steps"] if row["recoverable"]) or "none"
+        raise CkptdError(f"step {step} can't be recovered; recoverable steps: {known} (`ckptd list` says why)")
+    return Version(rows[0]["epoch"], rows[0]["step"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,224 @@
+"""What a node owes the others: parities to keep, its lost images to rebuild, its images to write to storage.
+
+One job of each kind runs at a time; which one is due follows from the ledger, so nothing is queued that could be stale.
+"""
+
+from __future__ import annotations
+
+from ckptd.ckpt.config import Config
+from ckptd.ckpt.inventory import Held, Ledger, Parity, Part
+from ckptd.ckpt.model import Image, Table, Version
+from ckptd.ckpt.recovery import group_of, plan, sources_for, survey
+from ckptd.daemon import events as ev
+from ckptd.daemon.catalog import Catalog, Filling, Free, Holding
+
+RETRY_S = 0.5
+"""How long a job that failed waits before it is tried again: peers need a moment to come back or be declared lost."""
+WRITE_RETRY_S = 5.0
+"""The same for storage, whose troubles last longer."""
+
+
+class Duties:
+    """The parities that this node holds and the jobs that it runs. Pure."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._group = group_of(config.groups, config.node)
+        self._parities: dict[Parity, Table] = {}
+        self._making: Version | None = None
+        self._rebuilding: ev.Rebuild | None = None
+        self._writing: Version | None = None
+        self._unwritable: Version | None = None
+        self._publishing: Version | None = None
+        self._parity_after = self._rebuild_after = self._write_after = self._publish_after = float("-inf")
+
+    # ---- what it has ----------------------------------------------------------------------------
+
+    def parities(self) -> tuple[Parity, ...]:
+        return tuple(sorted(self._parities, key=lambda p: (p.version, p.stripe, p.row)))
+
+    def tables(self) -> tuple[Table, ...]:
+        """The tables of the parities held, each once."""
+        return tuple(dict.fromkeys(self._parities[parity] for parity in self.parities()))
+
+    def found(self, parities: tuple[ev.FoundParity, ...]) -> None:
+        self._parities |= {found.parity: found.table for found in parities}
+
+    def fills(self, slot: ev.SlotId) -> bool:
+        """Whether a rebuild is writing to this slot."""
+        return self._rebuilding is not None and any(target == slot for _, target in self._rebuilding.slots)
+
+    def pinned(self, ledger: Ledger | None, part: Part | None) -> set[Version]:
+        """Versions whose images must stay although a newer one is sealed: they are on their way to storage.
+
+        What is written needs no slot any more, and a storage that fails must not stop the snapshots in memory.
+        """
+        pinned = {self._writing} if self._writing else set()
+        wanted = ledger.persist if ledger else None
+        done = part.version if part else None
+        if wanted is not None and wanted not in (done, self._unwritable):
+            pinned.add(wanted)
+        return pinned
+
+    def outdated(self, sealed: Version | None) -> list[ev.Effect]:
+        """The parities of versions older than the newest sealed one go."""
+        old = [parity for parity in self._parities if sealed is not None and parity.version < sealed]
+        for parity in old:
+            del self._parities[parity]
+        return [ev.DropParity(parity) for parity in old]
+
+    # ---- what it should be doing ------------------------------------------------------------------
+
+    def work(self, ledger: Ledger, catalog: Catalog, part: Part | None, now: float) -> list[ev.Effect]:
+        """Start the jobs that are due and not running."""
+        return [
+            *self._protect(ledger, now),
+            *self._rebuild(ledger, catalog, part, now),
+            *self._persist(ledger, catalog, part, now),
+        ]
+
+    def _protect(self, ledger: Ledger, now: float) -> list[ev.Effect]:
+        table = ledger.table(ledger.protect) if ledger.protect else None
+        if self._making or table is None or self._group is None or now < self._parity_after:
+            return []
+        if not self._group.units(table):
+            return []
+        index = self._group.index
+        owed = [Parity(table.version, index, stripe, row) for stripe, row in self._group.owned(self._config.node)]
+        missing = tuple(parity for parity in owed if self._parities.get(parity) != table)
+        if not missing:
+            return []
+        self._making = table.version
+        stale = [parity for parity in missing if self._parities.pop(parity, None)]
+        return [*(ev.DropParity(parity) for parity in stale), ev.MakeParity(table, missing, ledger)]
+
+    def _rebuild(self, ledger: Ledger, catalog: Catalog, part: Part | None, now: float) -> list[ev.Effect]:
+        if self._rebuilding or now < self._rebuild_after:
+            return []
+        for table in self._restorable(ledger, catalog):
+            effects: list[ev.Effect] = []
+            targets = []
+            for image in self._lacks(table, catalog):
+                slot = catalog.choose(image.rank, ledger.sealed, self.pinned(ledger, part))
+                if slot is None or self._passed(image, table.version, ledger, catalog):
+                    continue  # the rank is alive and capturing here: its next snapshot makes this one unnecessary
+                if isinstance(catalog.state(slot), Holding):
+                    effects.append(ev.DropRecord(slot))
+                catalog.act(slot, "grant", Filling(table.version))
+                targets.append((image, slot))
+            if targets:
+                self._rebuilding = ev.Rebuild(table, tuple(targets), ledger)
+                named = (("epoch", table.version.epoch), ("step", table.version.step), ("images", len(targets)))
+                return [*effects, ev.Note("rebuild", named), self._rebuilding]
+        return []
+
+    def _restorable(self, ledger: Ledger, catalog: Catalog) -> list[Table]:
+        """The versions whose lost images belong here again: the one that a restart would choose, then the sealed one."""
+        recent = [table for table in ledger.tables if ledger.sealed is None or table.version >= ledger.sealed]
+        if not any(self._lacks(table, catalog) for table in recent):
+            return []
+        tables = survey(ledger)
+        chosen = plan(ledger, (), self._config.groups).version
+        versions = [version for version in (chosen, ledger.sealed) if version is not None and version in tables]
+        wanted = [tables[version] for version in dict.fromkeys(versions) if version >= (ledger.sealed or version)]
+        return [table for table in wanted if not isinstance(sources_for(ledger, table, self._config.groups), str)]
+
+    def _passed(self, image: Image, version: Version, ledger: Ledger, catalog: Catalog) -> bool:
+        """Whether an image is of no use any more: not of the sealed version, and the rank has captured a newer one."""
+        newest = catalog.newest(image.rank)
+        return version != ledger.sealed and newest is not None and newest > version
+
+    def _lacks(self, table: Table, catalog: Catalog) -> list[Image]:
+        payload = table.payload(self._config.node)
+        return [image for image in payload.images if catalog.find(image.rank, table.version) is None]
+
+    def _persist(self, ledger: Ledger, catalog: Catalog, part: Part | None, now: float) -> list[ev.Effect]:
+        version = ledger.persist
+        table = ledger.table(version) if version else None
+        if self._writing or table is None or version is None or now < self._write_after:
+            return []
+        if part is not None and part.version == version:
+            return []
+        images = table.payload(self._config.node).images
+        found = [(image, catalog.find(image.rank, version)) for image in images]
+        slots = tuple((image, slot) for image, slot in found if slot is not None)
+        if not images or len(slots) < len(images):
+            return []
+        self._writing = version
+        return [ev.Write(version, table.world, slots)]
+
+    def hurry(self) -> None:
+        """Forget the pauses after failures: somebody asks for the work now."""
+        self._parity_after = self._rebuild_after = self._write_after = self._publish_after = float("-inf")
+
+    @property
+    def rebuilding(self) -> bool:
+        """Whether a rebuild is running."""
+        return self._rebuilding is not None
+
+    def lacking(self, ledger: Ledger, catalog: Catalog) -> list[tuple[Version, int]]:
+        """The (version, rank) of this node's payloads that it should hold and does not, newest first."""
+        return [(table.version, image.rank) for table in ledger.tables for image in self._lacks(table, catalog)]
+
+    def publish(self, table: Table, now: float) -> list[ev.Effect]:
+        """Write the manifest, once."""
+        if self._publishing is not None or now < self._publish_after:
+            return []
+        self._publishing = table.version
+        return [ev.Publish(table)]
+
+    # ---- what comes back --------------------------------------------------------------------------
+
+    def parity_made(self, event: ev.ParityMade, now: float) -> list[ev.Effect]:
+        self._making = None
+        self._parities |= dict.fromkeys(event.made, event.table)
+        if not event.reason:
+            return []
+        self._parity_after = now + RETRY_S
+        return [_failure("parity_failed", event.table.version, event.reason)]
+
+    def rebuilt(self, event: ev.Rebuilt, catalog: Catalog, now: float) -> list[ev.Effect]:
+        job, self._rebuilding = self._rebuilding, None
+        assert job is not None, "a rebuild came back that nobody started"
+        done = {found.slot: found for found in event.slots}
+        for _, slot in job.slots:
+            if slot in done:
+                found = done[slot]
+                catalog.act(slot, "rebuilt", Holding(Held(found.version, found.world, found.image, found.origin)))
+            else:
+                catalog.act(slot, "abort", Free())
+        if not event.reason:
+            return []
+        self._rebuild_after = now + RETRY_S
+        return [_failure("rebuild_failed", event.table.version, event.reason)]
+
+    def written(self, event: ev.Written, now: float) -> list[ev.Effect]:
+        self._writing = None
+        if not event.reason:
+            return []
+        self._unwritable = event.version
+        self._write_after = now + WRITE_RETRY_S
+        return [_failure("write_failed", event.version, event.reason)]
+
+    def published(self, event: ev.Published, now: float) -> list[ev.Effect]:
+        self._publishing = None
+        if event.reason:
+            self._publish_after = now + WRITE_RETRY_S
+            return [_failure("publish_failed", event.version, event.reason)]
+        return [ev.Note("persisted", (("epoch", event.version.epoch), ("step", event.version.step)))]
+
+    def parity_damaged(self, parity: Parity) -> list[ev.Effect]:
+        """Its bytes no longer match: it is lost, and made anew by `work` if it is still wanted."""
+        if self._parities.pop(parity, None) is None:
+            return []
+        fields = (("epoch", parity.version.epoch), ("step", parity.version.step), ("stripe", parity.stripe))
+        return [ev.DropParity(parity), ev.Note("parity_damaged", fields)]
+
+    def check_invariants(self) -> None:
+        owned = set(self._group.owned(self._config.node)) if self._group else set()
+        for parity in self._parities:
+            assert (parity.stripe, parity.row) in owned, f"{parity} is not this node's to keep"
+
+
+def _failure(event: str, version: Version, reason: str) -> ev.Note:
+    return ev.Note(event, (("epoch", version.epoch), ("step", version.step), ("reason", reason)))

@@ -1,0 +1,310 @@
+"""What comes into the node's pure core (events) and what it asks the outside to do (effects). Plain values all of them.
+
+A `ticket` names somebody who waits for an answer; it is answered by exactly one `Answer`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ckptd.ckpt.client import Attachment, Decision
+from ckptd.ckpt.errors import CkptdError
+from ckptd.ckpt.inventory import Ledger, Origin, Parity, Report
+from ckptd.ckpt.model import Image, Table, Version
+from ckptd.ckpt.recovery import Stored
+
+Ticket = int
+
+
+@dataclass(frozen=True, slots=True)
+class SlotId:
+    """Slot `index` of rank `rank` on this node."""
+
+    rank: int
+    index: int
+
+
+# ---- events -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class FoundSlot:
+    """A slot whose record and bytes agree, found in the segment directory at start."""
+
+    slot: SlotId
+    version: Version
+    world: int
+    image: Image
+    origin: Origin
+
+
+@dataclass(frozen=True, slots=True)
+class FoundParity:
+    parity: Parity
+    table: Table
+
+
+@dataclass(frozen=True, slots=True)
+class Scanned:
+    """The segment directory was read and verified; `epoch` is the highest that this node had heard of."""
+
+    slots: tuple[FoundSlot, ...]
+    parities: tuple[FoundParity, ...]
+    epoch: int
+    sealed: Version | None
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReportCame:
+    report: Report
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerCame:
+    ledger: Ledger
+
+
+@dataclass(frozen=True, slots=True)
+class AttachAsked:
+    ticket: Ticket
+    rank: int
+    world: int
+    local_world: int
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class RankGone:
+    rank: int
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class DecideAsked:
+    ticket: Ticket
+    world: int
+    fresh: bool
+    stored: tuple[Stored, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class JoinAsked:
+    ticket: Ticket
+    rank: int
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class BeginAsked:
+    ticket: Ticket
+    rank: int
+    version: Version
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class CommitAsked:
+    ticket: Ticket
+    slot: SlotId
+    version: Version
+
+
+@dataclass(frozen=True, slots=True)
+class SlotFailed:
+    """No file could be made for a slot that was granted; the trainer was told so already."""
+
+    slot: SlotId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class AbortAsked:
+    ticket: Ticket
+    slot: SlotId
+    version: Version
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """The bytes of a committed slot were summed and its record written (or not: `image` is None, `reason` says why)."""
+
+    slot: SlotId
+    version: Version
+    world: int
+    image: Image | None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RebuildAsked:
+    """Somebody wants lost images of this node's payload rebuilt without delay."""
+
+    ticket: Ticket
+
+
+@dataclass(frozen=True, slots=True)
+class ParityMade:
+    table: Table
+    made: tuple[Parity, ...]
+    reason: str = ""
+    """Why some are missing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rebuilt:
+    """Images of a lost payload now stand in slots here."""
+
+    table: Table
+    slots: tuple[FoundSlot, ...]
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """This node's images of a version are on storage and synced (`reason` says why not)."""
+
+    version: Version
+    images: tuple[Image, ...]
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """The manifest of a version is on storage: it is persisted (`reason` says why not)."""
+
+    version: Version
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Damaged:
+    """A slot's bytes no longer match their record: the image is lost."""
+
+    slot: SlotId
+    version: Version
+
+
+@dataclass(frozen=True, slots=True)
+class ParityDamaged:
+    parity: Parity
+
+
+Event = (
+    Scanned | Tick | ReportCame | LedgerCame | AttachAsked | RankGone | DecideAsked | JoinAsked | BeginAsked
+    | CommitAsked | AbortAsked | SlotFailed | Recorded | RebuildAsked | ParityMade | Rebuilt | Written | Published
+    | Damaged | ParityDamaged
+)  # fmt: skip
+
+
+# ---- effects ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """What a trainer that may fill a slot is told."""
+
+    slot: SlotId
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    ticket: Ticket
+    value: Attachment | Decision | Granted | CkptdError | None
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    to: int
+    letter: Report | Ledger
+
+
+@dataclass(frozen=True, slots=True)
+class DropRecord:
+    """Before a slot is filled again its record goes, so that a crash never finds old words about new bytes."""
+
+    slot: SlotId
+
+
+@dataclass(frozen=True, slots=True)
+class MakeSlot:
+    """Give the slot a file of `size` bytes and answer the ticket with the grant, or with the error that prevented it."""
+
+    ticket: Ticket
+    slot: SlotId
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """Sum the slot's pieces, write its record, and come back with `Recorded`."""
+
+    slot: SlotId
+    version: Version
+    world: int
+
+
+@dataclass(frozen=True, slots=True)
+class MakeParity:
+    """Read, encode and place these parities; come back with `ParityMade`."""
+
+    table: Table
+    parities: tuple[Parity, ...]
+    ledger: Ledger
+
+
+@dataclass(frozen=True, slots=True)
+class DropParity:
+    parity: Parity
+
+
+@dataclass(frozen=True, slots=True)
+class Rebuild:
+    """Decode these images of a lost payload into the slots given; come back with `Rebuilt`."""
+
+    table: Table
+    slots: tuple[tuple[Image, SlotId], ...]
+    ledger: Ledger
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """Write these slots' images to storage; come back with `Written`."""
+
+    version: Version
+    world: int
+    slots: tuple[tuple[Image, SlotId], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Publish:
+    """Write the manifest that makes the version persisted; come back with `Published`."""
+
+    table: Table
+
+
+@dataclass(frozen=True, slots=True)
+class Remember:
+    """Keep these numbers over a restart of the daemon."""
+
+    epoch: int
+    sealed: Version | None
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """An entry for the event record; `fields` are JSON values."""
+
+    event: str
+    fields: tuple[tuple[str, object], ...] = ()
+
+
+Effect = (
+    Answer | Send | DropRecord | MakeSlot | Record | MakeParity | DropParity | Rebuild | Write | Publish | Remember | Note
+)  # fmt: skip

@@ -1,0 +1,182 @@
+"""The long work behind the effects: each takes an effect and returns the event that says what came of it."""
+
+from __future__ import annotations
+
+from ckptd.ckpt.client import Found
+from ckptd.ckpt.config import Config
+from ckptd.ckpt.errors import CkptdError, CorruptionError, StorageError, Unrecoverable
+from ckptd.ckpt.inventory import Ledger, Origin
+from ckptd.ckpt.manifest import file_name
+from ckptd.ckpt.model import Image, Table, Version
+from ckptd.ckpt.recovery import Rung, is_complete, survey
+from ckptd.ckpt.storage import Step, Storage
+from ckptd.daemon import events as ev
+from ckptd.daemon.fetch import Fetcher
+from ckptd.daemon.segments import Segments, Stretch
+
+
+class Jobs:
+    """What the driver's job threads run."""
+
+    def __init__(self, config: Config, segments: Segments, fetcher: Fetcher, storage: Storage | None) -> None:
+        self._config, self._segments, self._fetcher, self._storage = config, segments, fetcher, storage
+
+    def record(self, effect: ev.Record) -> ev.Recorded:
+        try:
+            image = self._segments.record(effect.slot, effect.version, effect.world)
+        except (CkptdError, OSError) as error:
+            return ev.Recorded(effect.slot, effect.version, effect.world, None, str(error))
+        return ev.Recorded(effect.slot, effect.version, effect.world, image)
+
+    def make_parity(self, effect: ev.MakeParity) -> ev.ParityMade:
+        made, reasons = [], []
+        for parity in effect.parities:
+            group = self._config.groups[parity.group]
+            try:
+                self._fetcher.make_parity(effect.ledger, effect.table, group, parity)
+                made.append(parity)
+            except (CkptdError, OSError) as error:
+                reasons.append(str(error))
+        return ev.ParityMade(effect.table, tuple(made), "; ".join(reasons))
+
+    def rebuild(self, effect: ev.Rebuild) -> ev.Rebuilt:
+        found, reasons = [], []
+        for image, slot in effect.slots:
+            try:
+                found.append(self._rebuild_one(effect, image, slot))
+            except (CkptdError, OSError) as error:
+                reasons.append(str(error))
+        return ev.Rebuilt(effect.table, tuple(found), "; ".join(reasons))
+
+    def _rebuild_one(self, effect: ev.Rebuild, image: Image, slot: ev.SlotId) -> ev.FoundSlot:
+        table = effect.table
+        path = self._segments.file_for(slot, image.size)
+        view = self._segments.writable(path, image.size)
+        rung = self._fetcher.image(effect.ledger, table, image.rank, view)
+        # A copy of what a peer holds is as good as one's own; only what was decoded counts as parity's work.
+        origin: Origin = "parity" if rung == "parity" else "peer"
+        recorded = self._segments.record(slot, table.version, table.world, origin)
+        if recorded != image:
+            self._segments.drop(slot)
+            raise CorruptionError(f"rank {image.rank} of {table.version}: rebuilt bytes differ from the captured ones")
+        return ev.FoundSlot(slot, table.version, table.world, image, origin)
+
+    def write(self, effect: ev.Write) -> ev.Written:
+        assert self._storage is not None, "persisting without a storage root"
+        try:
+            for image, _ in effect.slots:
+                stretch = self._segments.image(effect.version, image.rank, image.digest)
+                if stretch is None:
+                    raise StorageError(f"rank {image.rank} of {effect.version} is no longer held")
+                self._write_one(self._storage, effect.version, image, stretch)
+        except (CkptdError, OSError) as error:
+            return ev.Written(effect.version, (), str(error))
+        return ev.Written(effect.version, tuple(image for image, _ in effect.slots))
+
+    def _write_one(self, storage: Storage, version: Version, image: Image, stretch: Stretch) -> None:
+        try:
+            storage.write(version, image, stretch.view)
+        except CorruptionError:
+            self._segments.check(stretch)
+            raise
+
+    def publish(self, effect: ev.Publish) -> ev.Published:
+        assert self._storage is not None, "persisting without a storage root"
+        images = [image for payload in effect.table.payloads for image in payload.images]
+        try:
+            self._storage.publish(effect.table.version, images)
+        except (CkptdError, OSError) as error:
+            return ev.Published(effect.table.version, str(error))
+        return ev.Published(effect.table.version)
+
+    def stored(self) -> list[Step]:
+        """The published steps on storage, newest first."""
+        return self._storage.steps()[0] if self._storage else []
+
+    # ---- bringing a version to this node ------------------------------------------------------------
+
+    def gather(self, ledger: Ledger, version: Version) -> list[Found]:
+        """Every rank's image of a version on this node, verified.
+
+        Raises Unrecoverable when memory and storage together can't give one of them.
+        """
+        table = survey(ledger).get(version)
+        why = f"no node knows of {version}"
+        if table is not None and not is_complete(table):
+            why = "not every rank's image is known"
+        elif table is not None:
+            try:
+                return [self._gather_one(ledger, table, rank) for rank in range(table.world)]
+            except CkptdError as error:
+                why = str(error)
+        for step in self.stored():
+            if step.manifest.version == version:
+                return [self._from_storage(step, rank) for rank in range(step.manifest.world)]
+        raise Unrecoverable(f"{version} can't be restored: {why}; storage does not have it")
+
+    def _gather_one(self, ledger: Ledger, table: Table, rank: int) -> Found:
+        _, image = table.holder(rank)
+        stretch = self._segments.image(table.version, rank, image.digest)
+        where = self._segments.slot_path(table.version, rank)
+        if stretch is not None and where is not None and self._segments.check(stretch) == []:
+            return Found(rank, where, image.size, self._own_rung(ledger, table, rank))
+        path = self._segments.restore_dir(table.version) / file_name(rank)
+        rung = self._fetcher.image(ledger, table, rank, self._segments.make_restored(path, image.size))
+        return Found(rank, path, image.size, rung)
+
+    def _from_storage(self, step: Step, rank: int) -> Found:
+        assert self._storage is not None, "a stored step without a storage root"
+        size = step.manifest.images[rank].size
+        path = self._segments.restore_dir(step.manifest.version) / file_name(rank)
+        self._storage.read(step, rank, self._segments.make_restored(path, size))
+        return Found(rank, path, size, "storage")
+
+    def _own_rung(self, ledger: Ledger, table: Table, rank: int) -> Rung:
+        report = ledger.report(self._config.node)
+        held = report.held if report else ()
+        for item in held:
+            if item.version == table.version and item.image.rank == rank and item.origin != "captured":
+                return item.origin
+        return "own"
+
+    # ---- looking at everything ----------------------------------------------------------------------
+
+    def verify(self) -> list[dict[str, object]]:
+        """Check the sums of every slot and parity on this node and of every file on storage."""
+        rows: list[dict[str, object]] = []
+        for found, stretch in self._segments.slot_entries():
+            bad = self._segments.check(stretch)
+            if bad is not None:
+                rows.append(_row("slot", f"rank {found.slot.rank}", found.version, found.image.size, bad))
+        for parity, stretch in self._segments.parity_entries():
+            bad = self._segments.check(stretch)
+            if bad is not None:
+                what = f"stripe {parity.stripe} row {parity.row}"
+                rows.append(_row("parity", what, parity.version, len(stretch.view), bad))
+        return rows + self._verify_storage()
+
+    def _verify_storage(self) -> list[dict[str, object]]:
+        if self._storage is None:
+            return []
+        steps, problems = self._storage.steps()
+        rows: list[dict[str, object]] = [
+            {"kind": "file", "what": problem, "ok": False, "reason": problem} for problem in problems
+        ]
+        for step in steps:
+            for image in step.manifest.images:
+                row = _row("file", f"rank {image.rank}", step.manifest.version, image.size, [])
+                try:
+                    self._storage.check(step, image.rank)
+                except CkptdError as error:
+                    row |= {"ok": False, "reason": str(error)}
+                rows.append(row)
+        return rows
+
+
+def _row(kind: str, what: str, version: Version, size: int, bad: list[int]) -> dict[str, object]:
+    row: dict[str, object] = {
+        "kind": kind, "what": what, "epoch": version.epoch, "step": version.step, "bytes": size, "ok": not bad,
+    }  # fmt: skip
+    if bad:
+        row["reason"] = f"{len(bad)} pieces fail their checksum, the first is {bad[0]}"
+    return row

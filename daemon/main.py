@@ -1,0 +1,111 @@
+"""The composition root: reads nothing itself, builds the parts from a checked configuration, runs until told to stop."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import secrets
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+from ckptd.ckpt.config import Config, split_address
+from ckptd.ckpt.errors import AccessError
+from ckptd.ckpt.inventory import Ledger, Report
+from ckptd.ckpt.shm import private_dir
+from ckptd.ckpt.storage import Storage
+from ckptd.daemon import events as ev
+from ckptd.daemon.driver import Driver
+from ckptd.daemon.fetch import Fetcher
+from ckptd.daemon.jobs import Jobs
+from ckptd.daemon.node import Node
+from ckptd.daemon.peers import Peers, PeerServer
+from ckptd.daemon.ranges import Holder, RangeReader, RangeServer
+from ckptd.daemon.record import EventRecord
+from ckptd.daemon.segments import Segments
+from ckptd.daemon.server import LocalServer
+
+log = logging.getLogger(__name__)
+
+
+def serve(config: Config, *, clean_exit: bool = False) -> None:
+    """Run this node's daemon until SIGTERM or SIGINT.
+
+    `clean_exit` removes the segments at the end; otherwise they stay for the next daemon to find. Raises CkptdError when
+    the directories, the address or the socket can't be had.
+    """
+    private_dir(config.run_dir)
+    stopping = threading.Event()
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        stopping.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    os.nice(config.nice)
+    with _lock(config.run_dir / "lock"), contextlib.ExitStack() as parts:
+        segments = Segments(config.segment_dir, config.memory_bytes)
+        parts.callback(segments.close, clean=clean_exit)
+        record = EventRecord(config.run_dir / "events.jsonl", config.node)
+        parts.callback(record.close)
+        driver = _assemble(config, segments, record, parts)
+        log.info(
+            "node %d of %d, job %s, socket %s",
+            config.node,
+            len(config.nodes),
+            config.job,
+            config.run_dir / "ckptd.sock",
+        )
+        if len(config.nodes) == 1:
+            log.warning("a single node has no parity: its snapshots survive the trainer, not the node")
+        driver.run(stopping.is_set)
+
+
+def _assemble(config: Config, segments: Segments, record: EventRecord, parts: contextlib.ExitStack) -> Driver:
+    """Build and start every part; each is stopped by `parts` in the opposite order."""
+    node = Node(config, boot=secrets.token_hex(8))
+    reader = RangeReader(job=config.job, secret=config.secret)
+    parts.callback(reader.close)
+    fetcher = Fetcher(config, segments, reader)
+    parts.callback(fetcher.close)
+    storage = Storage(config.storage, config.job) if config.storage else None
+    jobs = Jobs(config, segments, fetcher, storage)
+    peers = Peers(config)
+    parts.callback(peers.close)
+    driver = Driver(node, segments, jobs, peers, record)
+    segments.on_damage = driver.post
+    parts.callback(driver.close)
+    if len(config.nodes) > 1:
+        host, _ = split_address(config.nodes[config.node])
+        holder = Holder(segments.image, segments.parity, segments.check)
+        ranges = RangeServer(host, holder, job=config.job, secret=config.secret)
+        parts.callback(ranges.close)
+        node.data_port = ranges.port
+
+        def received(letter: Report | Ledger) -> None:
+            driver.post(ev.ReportCame(letter) if isinstance(letter, Report) else ev.LedgerCame(letter))
+
+        parts.callback(PeerServer(config, received).close)
+    local = LocalServer(config, driver, jobs, segments, record)
+    parts.callback(local.close)
+    local.start()
+    return driver
+
+
+@contextlib.contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Hold the run directory: one daemon each, and a stale socket in it is known to be dead."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        raise AccessError(f"a daemon already runs in {path.parent}; stop it or choose another --run-dir") from error
+    try:
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,404 @@
+"""One daemon as a pure machine: `handle(event, now) -> effects`. No clock, no I/O, no threads, no randomness.
+
+The driver performs the effects and feeds what comes of them back as events, so the same code runs under a real clock
+with real sockets and in one thread under a seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ckptd.ckpt.client import Attachment, Decision
+from ckptd.ckpt.config import Config
+from ckptd.ckpt.errors import CkptdError, StaleStepError, UsageError
+from ckptd.ckpt.inventory import Held, Ledger, Part, Report
+from ckptd.ckpt.model import Version
+from ckptd.ckpt.recovery import Plan, is_settled, making_way, plan
+from ckptd.daemon import events as ev
+from ckptd.daemon.catalog import Catalog, Filling, Free, Holding, Recording
+from ckptd.daemon.collector import Collector, newest
+from ckptd.daemon.duties import Duties
+from ckptd.daemon.ranks import Ranks, Trainer
+
+
+class Node:
+    """The state of one daemon. `boot` names this run of it; see the module for the shape."""
+
+    def __init__(self, config: Config, boot: str) -> None:
+        self.config = config
+        self.boot = boot
+        self.catalog = Catalog(config.slots)
+        self.collector = Collector(config, boot)
+        self.duties = Duties(config)
+        self.ranks = Ranks(config.node)
+        self.ledger: Ledger | None = None
+        self.epoch = 0
+        self.sealed: Version | None = None
+        self.persisted: Version | None = None
+        self.part: Part | None = None
+        self.data_port = 0
+        self.scanned = False
+        self.skipped = 0
+        self._heard: dict[int, float] = {}
+        self._boots: dict[int, str] = {}
+        self._born: float | None = None
+        self._seq = 0
+        self._changed = True
+        self._reported_at = float("-inf")
+        self._deciding: list[tuple[ev.DecideAsked, int]] = []
+        self._handlers: dict[type, Callable[[Any, float], list[ev.Effect]]] = {
+            ev.Scanned: self._on_scanned,
+            ev.Tick: self._on_tick,
+            ev.ReportCame: self._on_report,
+            ev.LedgerCame: self._on_ledger,
+            ev.AttachAsked: self._on_attach,
+            ev.RankGone: self._on_rank_gone,
+            ev.DecideAsked: self._on_decide,
+            ev.JoinAsked: self._on_join,
+            ev.BeginAsked: self._on_begin,
+            ev.CommitAsked: self._on_commit,
+            ev.AbortAsked: self._on_abort,
+            ev.SlotFailed: self._on_slot_failed,
+            ev.Recorded: self._on_recorded,
+            ev.RebuildAsked: self._on_rebuild_asked,
+            ev.ParityMade: self._on_parity_made,
+            ev.Rebuilt: self._on_rebuilt,
+            ev.Written: self._on_written,
+            ev.Published: self._on_published,
+            ev.Damaged: self._on_damaged,
+            ev.ParityDamaged: self._on_parity_damaged,
+        }
+
+    def handle(self, event: ev.Event, now: float) -> list[ev.Effect]:
+        """Take one event at time `now` (seconds, monotonic) and return what is to be done, in order."""
+        if self._born is None:
+            self._born = now
+        effects = self._handlers[type(event)](event, now)
+        effects += self._communicate(now)
+        return effects
+
+    # ---- what the node says of itself ---------------------------------------------------------
+
+    def report(self) -> Report:
+        """Everything that this node can serve, under a new sequence number."""
+        self._seq += 1
+        return Report(
+            node=self.config.node,
+            boot=self.boot,
+            seq=self._seq,
+            data_port=self.data_port,
+            epoch=self.epoch,
+            ranks=tuple((rank, trainer.pid) for rank, trainer in self.ranks),
+            captures=self.ranks.captures(self.catalog),
+            held=tuple(held for _, held in self.catalog.holding()),
+            parities=self.duties.parities(),
+            tables=self.duties.tables(),
+            part=self.part,
+            sealed=self.sealed,
+            persisted=self.persisted,
+            scanned=self.scanned,
+        )
+
+    def level(self, version: Version) -> str:
+        """How far a version (or a newer one) has come: none, captured, sealed, persisted."""
+        if self.persisted and self.persisted >= version:
+            return "persisted"
+        if self.sealed and self.sealed >= version:
+            return "sealed"
+        captured = any(held.version >= version for _, held in self.catalog.holding())
+        return "captured" if captured else "none"
+
+    def collector_index(self, now: float) -> int:
+        """The lowest node that this one believes to be alive: itself, or one whose ledger it heard not long ago."""
+        for node in range(self.config.node):
+            heard = self._heard.get(node, self._born if self._born is not None else now)
+            if now - heard < self.config.timing.lost_after_s:
+                return node
+        return self.config.node
+
+    def _communicate(self, now: float) -> list[ev.Effect]:
+        """Report changes at once and everything now and then; announce the ledger where this node is the collector."""
+        if not self._changed and now - self._reported_at < self.config.timing.report_every_s:
+            return []
+        self._changed, self._reported_at = False, now
+        report = self.report()
+        self.collector.observe(report, now)
+        collector = self.collector_index(now)
+        # Lower nodes are told too although they seem dead: one that comes back must learn what there is.
+        effects: list[ev.Effect] = [ev.Send(node, report) for node in range(min(collector + 1, self.config.node))]
+        if collector == self.config.node:
+            effects += self._announce(now)
+        return effects
+
+    def _announce(self, now: float) -> list[ev.Effect]:
+        before = self.ledger
+        ledger = self.collector.ledger(now)
+        effects: list[ev.Effect] = [
+            ev.Send(node, ledger) for node in range(len(self.config.nodes)) if node != self.config.node
+        ]
+        effects += self._news_of_nodes(before, ledger)
+        effects += self._adopt(ledger, now)
+        table = self.collector.ready_to_publish(ledger)
+        if table:
+            effects += self.duties.publish(table, now)
+        return effects
+
+    def _news_of_nodes(self, before: Ledger | None, after: Ledger) -> list[ev.Effect]:
+        """The collector's entries about nodes that were lost or have joined since the last ledger."""
+        old_lost = set(before.lost) if before else set()
+        notes = [note("node_lost", lost=node) for node in after.lost if node not in old_lost]
+        joined = [r.node for r in after.reports if r.node in old_lost or self._boots.get(r.node) != r.boot]
+        return [*notes, *(note("node_joined", joined=node) for node in joined)]
+
+    # ---- membership ---------------------------------------------------------------------------
+
+    def _on_scanned(self, event: ev.Scanned, now: float) -> list[ev.Effect]:
+        for found in event.slots:
+            held = Held(found.version, found.world, found.image, found.origin)
+            self.catalog.act(found.slot, "find", Holding(held))
+        self.duties.found(event.parities)
+        self.epoch = max(self.epoch, event.epoch)
+        self.sealed = newest(self.sealed, event.sealed)
+        self.scanned = self._changed = True
+        ready = note("ready", images=len(event.slots), parities=len(event.parities))
+        return [ready, *self._remember(), *self.duties.outdated(self.sealed)]
+
+    def _remember(self) -> list[ev.Effect]:
+        """Keep what must not go back. Not before the scan, which brings what was kept: that would be written over."""
+        return [ev.Remember(self.epoch, self.sealed)] if self.scanned else []
+
+    def _on_tick(self, _event: ev.Tick, now: float) -> list[ev.Effect]:
+        return self._work(now)
+
+    def _on_report(self, event: ev.ReportCame, now: float) -> list[ev.Effect]:
+        if self.collector.observe(event.report, now) and self.collector_index(now) == self.config.node:
+            self._changed = True  # what follows from it is announced at once
+        return []
+
+    def _on_ledger(self, event: ev.LedgerCame, now: float) -> list[ev.Effect]:
+        ledger = event.ledger
+        self._heard[ledger.collector] = now
+        if ledger.collector != self.collector_index(now):
+            return []
+        known = self.ledger
+        if known and known.collector == ledger.collector and known.boot == ledger.boot and ledger.seq <= known.seq:
+            return []
+        return self._adopt(ledger, now)
+
+    def _adopt(self, ledger: Ledger, now: float) -> list[ev.Effect]:
+        """Take the collector's facts as ours, and do what follows from them."""
+        self.ledger = ledger
+        self._boots |= {report.node: report.boot for report in ledger.reports}
+        if ledger.collector != self.config.node:
+            self.collector.follow(ledger)
+        effects: list[ev.Effect] = []
+        sealed = newest(self.sealed, ledger.sealed)
+        if sealed is not None and sealed != self.sealed:
+            effects += [note("sealed", **named(sealed)), *self.duties.outdated(sealed)]
+        if sealed != self.sealed or ledger.epoch > self.epoch:
+            self.sealed, self.epoch = sealed, max(self.epoch, ledger.epoch)
+            effects += self._remember()
+        self.persisted = newest(self.persisted, ledger.persisted)
+        if self.part and (
+            ledger.persist not in (None, self.part.version) or self.level(self.part.version) == "persisted"
+        ):
+            self.part = None
+        return [*effects, *self._work(now), *self._settle(now)]
+
+    def _work(self, now: float) -> list[ev.Effect]:
+        """Start whatever this node should be doing and is not."""
+        if self.ledger is None or not self.scanned:
+            return []
+        return self.duties.work(self.ledger, self.catalog, self.part, now)
+
+    # ---- trainers -----------------------------------------------------------------------------
+
+    def _on_attach(self, event: ev.AttachAsked, now: float) -> list[ev.Effect]:
+        if not 0 <= event.rank < event.world:
+            return [refuse(event.ticket, UsageError(f"rank {event.rank}: expected 0 to {event.world - 1}"))]
+        if self.ranks.attach(event.rank, Trainer(event.world, event.local_world, event.pid)):
+            self._discard_unfinished(event.rank)
+            self._changed = True
+        size = len(self.config.nodes)
+        return [ev.Answer(event.ticket, Attachment(self.config.node, size, self.config.parity if size > 1 else 0))]
+
+    def _on_rank_gone(self, event: ev.RankGone, now: float) -> list[ev.Effect]:
+        if not self.ranks.leave(event.rank, event.pid):
+            return []
+        self._discard_unfinished(event.rank)
+        self._changed = True
+        return [note("rank_lost", rank=event.rank, pid=event.pid)]
+
+    def _discard_unfinished(self, rank: int) -> None:
+        for slot in self.catalog.filling(rank):
+            if not self.duties.fills(slot):
+                self.catalog.act(slot, "abort", Free())
+
+    def _on_join(self, event: ev.JoinAsked, now: float) -> list[ev.Effect]:
+        problem = self.ranks.join(event.rank, event.epoch)
+        if problem:
+            return [refuse(event.ticket, problem)]
+        self.epoch = max(self.epoch, event.epoch)
+        self._changed = True
+        return [*self._remember(), ev.Answer(event.ticket, None)]
+
+    # ---- capture ------------------------------------------------------------------------------
+
+    def _on_begin(self, event: ev.BeginAsked, now: float) -> list[ev.Effect]:
+        captured = self.catalog.newest(event.rank)
+        problem = self.ranks.begin(event.rank, event.version, epoch=self.epoch, captured=captured)
+        if problem:
+            return [refuse(event.ticket, problem)]
+        self._discard_unfinished(event.rank)  # it may have begun another without ending that one
+        self._changed = True
+        slot_id = self._slot_for(event.rank)
+        if slot_id is None:
+            self.skipped += 1
+            return [ev.Answer(event.ticket, None), note("skipped", rank=event.rank, **named(event.version))]
+        had_record = isinstance(self.catalog.state(slot_id), Holding)
+        self.catalog.act(slot_id, "grant", Filling(event.version))
+        return [*([ev.DropRecord(slot_id)] if had_record else []), ev.MakeSlot(event.ticket, slot_id, event.size)]
+
+    def _slot_for(self, rank: int) -> ev.SlotId | None:
+        """A slot that the rank may fill. Before the segments are scanned nobody knows what stands in them."""
+        if not self.scanned:
+            return None
+        pinned = self.duties.pinned(self.ledger, self.part)
+        slot = self.catalog.choose(rank, self.sealed, pinned)
+        if slot is None and self.ledger is not None:
+            slot = self.catalog.choose(rank, self.sealed, pinned, making_way(self.ledger, self.config.groups))
+        return slot
+
+    def _owns(self, slot: ev.SlotId, version: Version, kind: type) -> bool:
+        state = self.catalog.state(slot)
+        return isinstance(state, kind) and getattr(state, "version", None) == version and not self.duties.fills(slot)
+
+    def _on_commit(self, event: ev.CommitAsked, now: float) -> list[ev.Effect]:
+        trainer = self.ranks.get(event.slot.rank)
+        if trainer is None or not self._owns(event.slot, event.version, Filling):
+            reason = f"{event.version}: slot {event.slot.index} was not granted for it; the snapshot is dropped"
+            return [refuse(event.ticket, StaleStepError(reason))]
+        self.catalog.act(event.slot, "commit", Recording(event.version))
+        return [ev.Answer(event.ticket, None), ev.Record(event.slot, event.version, trainer.world)]
+
+    def _on_abort(self, event: ev.AbortAsked, now: float) -> list[ev.Effect]:
+        if self._owns(event.slot, event.version, Filling):
+            self.catalog.act(event.slot, "abort", Free())
+            self._changed = True
+        aborted = note("aborted", rank=event.slot.rank, reason=event.reason, **named(event.version))
+        return [ev.Answer(event.ticket, None), aborted]
+
+    def _on_slot_failed(self, event: ev.SlotFailed, now: float) -> list[ev.Effect]:
+        if isinstance(self.catalog.state(event.slot), Filling) and not self.duties.fills(event.slot):
+            self.catalog.act(event.slot, "abort", Free())
+            self._changed = True
+        return [note("refused", rank=event.slot.rank, reason=event.reason)]
+
+    def _on_recorded(self, event: ev.Recorded, now: float) -> list[ev.Effect]:
+        if event.image is None:
+            self.catalog.act(event.slot, "rejected", Free())
+            self._changed = True
+            return [note("refused", reason=event.reason, rank=event.slot.rank, **named(event.version))]
+        self.catalog.act(event.slot, "recorded", Holding(Held(event.version, event.world, event.image)))
+        self._changed = True
+        return [note("captured", rank=event.slot.rank, **named(event.version))]
+
+    # ---- recovery -----------------------------------------------------------------------------
+
+    def _on_decide(self, event: ev.DecideAsked, now: float) -> list[ev.Effect]:
+        self._deciding.append((event, self._seq + 1))
+        self._changed = True
+        return []
+
+    def _settle(self, now: float) -> list[ev.Effect]:
+        """Answer those who wait for a decision once every node has spoken or counts as lost."""
+        ledger = self.ledger
+        if not self._deciding or ledger is None or self.catalog.recording():
+            return []
+        mine = ledger.report(self.config.node)
+        if mine is None or mine.boot != self.boot or not is_settled(ledger, self.config.groups):
+            return []
+        ready = [asked for asked, seq in self._deciding if mine.seq >= seq]
+        self._deciding = [(asked, seq) for asked, seq in self._deciding if mine.seq < seq]
+        effects: list[ev.Effect] = []
+        for asked in ready:
+            effects += self._decide(ledger, asked)
+        return effects
+
+    def _decide(self, ledger: Ledger, asked: ev.DecideAsked) -> list[ev.Effect]:
+        if asked.fresh:
+            chosen = Plan(None, 0, "none", (), "a fresh start was asked for")
+        else:
+            chosen = plan(ledger, asked.stored, self.config.groups)
+        epochs = [held.version.epoch for report in ledger.reports for held in report.held]
+        self.epoch = max([self.epoch, ledger.epoch, *epochs, *(item.version.epoch for item in asked.stored)]) + 1
+        self._changed = True
+        restored = {"version_epoch": chosen.version.epoch, "step": chosen.version.step} if chosen.version else {}
+        return [
+            *self._remember(),
+            ev.Answer(asked.ticket, Decision(self.epoch, chosen.version, chosen.rung, chosen.reason, chosen.world)),
+            note("decided", epoch=self.epoch, source=chosen.rung, reason=chosen.reason, **restored),
+        ]
+
+    # ---- what the duties come back with ---------------------------------------------------------
+
+    def _on_rebuild_asked(self, event: ev.RebuildAsked, now: float) -> list[ev.Effect]:
+        self.duties.hurry()
+        return [*self._work(now), ev.Answer(event.ticket, None)]
+
+    def _on_parity_made(self, event: ev.ParityMade, now: float) -> list[ev.Effect]:
+        self._changed = True
+        effects = self.duties.parity_made(event, now)
+        return [*effects, *self.duties.outdated(self.sealed), *self._work(now)]
+
+    def _on_rebuilt(self, event: ev.Rebuilt, now: float) -> list[ev.Effect]:
+        self._changed = True
+        return self.duties.rebuilt(event, self.catalog, now)
+
+    def _on_written(self, event: ev.Written, now: float) -> list[ev.Effect]:
+        self._changed = True
+        if not event.reason:
+            self.part = Part(event.version, event.images)
+        return self.duties.written(event, now)
+
+    def _on_published(self, event: ev.Published, now: float) -> list[ev.Effect]:
+        self._changed = True
+        if not event.reason:
+            self.persisted = newest(self.persisted, event.version)
+            self.collector.published(event.version)
+        return self.duties.published(event, now)
+
+    def _on_damaged(self, event: ev.Damaged, now: float) -> list[ev.Effect]:
+        if not self._owns(event.slot, event.version, Holding):
+            return []
+        self.catalog.act(event.slot, "damaged", Free())
+        self._changed = True
+        return [ev.DropRecord(event.slot), note("damaged", rank=event.slot.rank, **named(event.version))]
+
+    def _on_parity_damaged(self, event: ev.ParityDamaged, now: float) -> list[ev.Effect]:
+        self._changed = True
+        return self.duties.parity_damaged(event.parity)
+
+    def check_invariants(self) -> None:
+        """What must hold after every event; called by tests and simulation."""
+        self.catalog.check_invariants()
+        self.duties.check_invariants()
+        if self.ledger and self.ledger.sealed:
+            assert self.sealed is not None, "a sealed version was announced and not kept"
+            assert self.sealed >= self.ledger.sealed, f"sealed went back from {self.ledger.sealed} to {self.sealed}"
+
+
+def named(version: Version) -> dict[str, object]:
+    """A version as fields of an event record's entry."""
+    return {"epoch": version.epoch, "step": version.step}
+
+
+def note(event: str, **fields: object) -> ev.Note:
+    """An entry for the event record."""
+    return ev.Note(event, tuple(fields.items()))
+
+
+def refuse(ticket: ev.Ticket, error: CkptdError) -> ev.Answer:
+    """Answer with an error, which is raised where the question was asked."""
+    return ev.Answer(ticket, error)

@@ -1,0 +1,199 @@
+"""The control plane between daemons: letters (reports and ledgers) over gRPC, each signed under a session key.
+
+A session begins with challenge and response on the job's secret; then every letter carries a counter and an HMAC over
+its bytes, so that nothing can be forged or replayed by who does not know the secret. Letters are states: only the newest
+one to each node is worth sending, so a slow or dead peer costs one mailbox and delays nobody else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import secrets
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from ckptd.ckpt import auth
+from ckptd.ckpt.config import Config
+from ckptd.ckpt.errors import AccessError, PeerError
+from ckptd.ckpt.inventory import Ledger, Report
+from ckptd.ckpt.wire import ckptd_pb2 as pb
+from ckptd.ckpt.wire.rpc import MESSAGE_MAX, PEER, error_of
+from ckptd.ckpt.wire.translate import letter_in, letter_out
+
+log = logging.getLogger(__name__)
+
+_CALL_S = 5.0
+_SESSIONS_MAX = 1024
+_LIMITS = [("grpc.max_receive_message_length", MESSAGE_MAX), ("grpc.max_send_message_length", MESSAGE_MAX)]
+_CHANNEL = [*_LIMITS, ("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 500)]
+Received = Callable[[Report | Ledger], None]
+
+
+@dataclass(slots=True)
+class _Session:
+    key: bytes
+    counter: int = 0
+
+
+# ---- incoming -----------------------------------------------------------------------------------
+
+
+class PeerServer:
+    """Receives letters on this node's control address and hands those that check to `received`."""
+
+    def __init__(self, config: Config, received: Received) -> None:
+        self._config, self._received = config, received
+        self._sessions: OrderedDict[str, _Session] = OrderedDict()
+        self._lock = threading.Lock()
+        self._server = grpc.server(ThreadPoolExecutor(8, "peer-in"), options=[*_LIMITS, ("grpc.so_reuseport", 0)])
+        handler = grpc.unary_unary_rpc_method_handler
+        reply = pb.ChallengeReply.SerializeToString
+        handlers = {
+            "Challenge": handler(self._challenge, pb.ChallengeRequest.FromString, reply),
+            "Deliver": handler(self._deliver, None, None),
+        }
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(PEER, handlers),))
+        servicer = health.HealthServicer()
+        servicer.set("", health_pb2.HealthCheckResponse.SERVING)
+        health_pb2_grpc.add_HealthServicer_to_server(servicer, self._server)
+        try:
+            bound = self._server.add_insecure_port(config.nodes[config.node])
+        except RuntimeError as error:
+            address = config.nodes[config.node]
+            raise AccessError(f"cannot listen on {address} ({error}); is another daemon there?") from error
+        self.port: int = bound
+        self._server.start()
+
+    def close(self) -> None:
+        self._server.stop(0.2)
+
+    def _challenge(self, request: pb.ChallengeRequest, context: grpc.ServicerContext) -> pb.ChallengeReply:
+        job, secret = self._config.job, self._config.secret
+        if request.job != job:
+            context.abort(grpc.StatusCode.PERMISSION_DENIED, f"this daemon serves job {job!r}, not {request.job!r}")
+        if len(request.nonce) != auth.NONCE_BYTES:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "a challenge has 32 bytes")
+        mine, session = auth.nonce(), secrets.token_hex(16)
+        with self._lock:
+            self._sessions[session] = _Session(auth.proof(secret, "session", job, request.nonce, mine))
+            while len(self._sessions) > _SESSIONS_MAX:
+                self._sessions.popitem(last=False)
+        return pb.ChallengeReply(
+            session=session, nonce=mine, proof=auth.proof(secret, "server", job, request.nonce, mine)
+        )
+
+    def _deliver(self, body: bytes, context: grpc.ServicerContext) -> bytes:
+        try:
+            self._check(body, {str(key): value for key, value in context.invocation_metadata()})
+            letter = letter_in(body, len(self._config.nodes))
+        except (AccessError, PeerError) as error:
+            log.warning("letter refused: %s", error)
+            context.abort(grpc.StatusCode.UNAUTHENTICATED, str(error))
+        self._received(letter)
+        return b""
+
+    def _check(self, body: bytes, metadata: dict[str, str | bytes]) -> None:
+        name, tag = metadata.get("ckptd-session"), metadata.get("ckptd-tag-bin")
+        counter = str(metadata.get("ckptd-counter", ""))
+        with self._lock:
+            session = self._sessions.get(str(name))
+            if session is None or not counter.isdigit() or not isinstance(tag, bytes):
+                raise AccessError("no such session; begin with a challenge")
+            if not auth.same(tag, auth.proof(session.key, "letter", self._config.job, counter.encode(), body)):
+                raise AccessError("the sender does not know this job's secret; give every node the same --secret-file")
+            if int(counter) <= session.counter:
+                raise AccessError("a letter was repeated")
+            session.counter = int(counter)
+
+
+# ---- outgoing -----------------------------------------------------------------------------------
+
+
+class _Mailbox:
+    """One peer: its channel, its session, and the newest letters that wait for it."""
+
+    def __init__(self, config: Config, node: int) -> None:
+        self._config, self._node = config, node
+        self._session: tuple[str, _Session] | None = None
+        self._waiting: dict[type, Report | Ledger] = {}
+        self._wake = threading.Condition()
+        self._closing = False
+        self._complaint = ""
+        self._channel = grpc.insecure_channel(config.nodes[node], options=_CHANNEL)
+        call = self._channel.unary_unary
+        self._challenge = call(
+            f"/{PEER}/Challenge", pb.ChallengeRequest.SerializeToString, pb.ChallengeReply.FromString
+        )
+        self._deliver = call(f"/{PEER}/Deliver", None, None)
+        threading.Thread(target=self._run, name=f"peer-{node}", daemon=True).start()
+
+    def put(self, letter: Report | Ledger) -> None:
+        with self._wake:
+            self._waiting[type(letter)] = letter
+            self._wake.notify()
+
+    def close(self) -> None:
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        self._channel.close()
+
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                self._wake.wait_for(lambda: self._waiting or self._closing, timeout=60)
+                if self._closing:
+                    return
+                letters = list(self._waiting.values())
+                self._waiting.clear()
+            for letter in letters:
+                # A channel that was closed under the call raises ValueError.
+                with contextlib.suppress(ValueError):
+                    self._send(letter_out(letter))
+
+    def _send(self, body: bytes) -> None:
+        try:
+            name, session = self._session or self._introduce()
+            session.counter += 1
+            tag = auth.proof(session.key, "letter", self._config.job, str(session.counter).encode(), body)
+            metadata = (("ckptd-session", name), ("ckptd-counter", str(session.counter)), ("ckptd-tag-bin", tag))
+            self._deliver(body, timeout=_CALL_S, metadata=metadata)
+        except (grpc.RpcError, AccessError) as error:
+            # The letter is lost, which is allowed: the state is repeated soon, under a new session if need be.
+            self._session = None
+            complaint = str(error_of(error, f"node {self._node}") if isinstance(error, grpc.RpcError) else error)
+            if complaint != self._complaint:
+                log.info("node %d (%s): %s", self._node, self._config.nodes[self._node], complaint)
+            self._complaint = complaint
+        else:
+            self._complaint = ""
+
+    def _introduce(self) -> tuple[str, _Session]:
+        job, secret, mine = self._config.job, self._config.secret, auth.nonce()
+        reply = self._challenge(pb.ChallengeRequest(job=job, nonce=mine, node=self._config.node), timeout=_CALL_S)
+        if not auth.same(reply.proof, auth.proof(secret, "server", job, mine, reply.nonce)):
+            raise AccessError(f"node {self._node} knows another secret; give every node the same --secret-file")
+        self._session = reply.session, _Session(auth.proof(secret, "session", job, mine, reply.nonce))
+        return self._session
+
+
+class Peers:
+    """The other daemons of the job, as addressees."""
+
+    def __init__(self, config: Config) -> None:
+        self._boxes = {node: _Mailbox(config, node) for node in range(len(config.nodes)) if node != config.node}
+
+    def send(self, to: int, letter: Report | Ledger) -> None:
+        """Send the letter some time soon, unless a newer one of its kind overtakes it. Never blocks, never fails."""
+        self._boxes[to].put(letter)
+
+    def close(self) -> None:
+        for box in self._boxes.values():
+            box.close()

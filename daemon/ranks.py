@@ -1,0 +1,96 @@
+"""The trainers of a node: which process is which rank, in which life, and what it has begun to capture.
+
+This is where a zombie, a trainer of an earlier life that still runs, is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from ckptd.ckpt.errors import AccessError, CkptdError, StaleStepError
+from ckptd.ckpt.inventory import Captures
+from ckptd.ckpt.model import Version
+from ckptd.daemon.catalog import Catalog
+
+
+@dataclass(frozen=True, slots=True)
+class Trainer:
+    """A rank attached to this node."""
+
+    world: int
+    local_world: int
+    pid: int
+    epoch: int = 0
+    begun: Version | None = None
+    """The newest version that it began to capture; the next one must be newer."""
+
+
+class Ranks:
+    """The attached trainers by rank. Pure; methods that may refuse return the error."""
+
+    def __init__(self, node: int) -> None:
+        self._node = node
+        self._trainers: dict[int, Trainer] = {}
+
+    def __iter__(self) -> Iterator[tuple[int, Trainer]]:
+        return iter(sorted(self._trainers.items()))
+
+    def get(self, rank: int) -> Trainer | None:
+        return self._trainers.get(rank)
+
+    def attach(self, rank: int, trainer: Trainer) -> bool:
+        """Register a process as a rank; return whether it is another one than before."""
+        old = self._trainers.get(rank)
+        if old is not None and old.pid == trainer.pid:
+            return False
+        self._trainers[rank] = trainer
+        return True
+
+    def leave(self, rank: int, pid: int) -> bool:
+        """The process is gone; return whether it was still the rank's."""
+        trainer = self._trainers.get(rank)
+        if trainer is None or trainer.pid != pid:
+            return False
+        del self._trainers[rank]
+        return True
+
+    def join(self, rank: int, epoch: int) -> CkptdError | None:
+        """The rank lives in this epoch from now on."""
+        trainer = self._trainers.get(rank)
+        if trainer is None:
+            return self._unattached(rank)
+        if epoch < trainer.epoch:
+            return StaleStepError(f"epoch {epoch}: rank {rank} lives in {trainer.epoch} already")
+        self._trainers[rank] = replace(trainer, epoch=epoch)
+        return None
+
+    def begin(self, rank: int, version: Version, *, epoch: int, captured: Version | None) -> CkptdError | None:
+        """The rank begins to capture `version`. `epoch` is the job's, `captured` the newest image of the rank here."""
+        trainer = self._trainers.get(rank)
+        if trainer is None:
+            return self._unattached(rank)
+        if version.epoch != trainer.epoch or version.epoch < epoch:
+            return StaleStepError(
+                f"{version}: rank {rank} lives in epoch {trainer.epoch} and the job in {epoch}; "
+                "call restore() once at the start of each life"
+            )
+        # What it captured counts too: a restarted daemon does not know what was begun.
+        last = max((known for known in (trainer.begun, captured) if known is not None), default=None)
+        if last is not None and version <= last:
+            return StaleStepError(
+                f"{version} is not newer than {last}, the last one of rank {rank}; steps must grow within a life"
+            )
+        self._trainers[rank] = replace(trainer, begun=version)
+        return None
+
+    def captures(self, catalog: Catalog) -> tuple[Captures, ...]:
+        """How far each rank is, for the report."""
+        return tuple(Captures(rank, catalog.free(rank), self._next(rank, catalog)) for rank, _ in self)
+
+    def _next(self, rank: int, catalog: Catalog) -> Version | None:
+        begun = self._trainers[rank].begun
+        return min([Version(begun.epoch, begun.step + 1), *catalog.unfinished(rank)]) if begun else None
+
+    def _unattached(self, rank: int) -> AccessError:
+        return AccessError(f"rank {rank} is not attached to node {self._node}; attach first")

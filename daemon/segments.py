@@ -1,0 +1,396 @@
+"""The segment directory: slot and parity files on a tmpfs, each with a record beside it that says what it holds.
+
+A file without a record holds nothing; so a record is removed before its file is written to, and written (by rename)
+only after the file's pieces were summed. Files are used again rather than made anew: the first touch of a page costs
+several times the copy. Layout, byte by byte: docs/formats.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import secrets
+import shutil
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ckptd.ckpt import shm
+from ckptd.ckpt.errors import AccessError, CorruptionError, MemoryBudgetError
+from ckptd.ckpt.inventory import ORIGINS, Origin, Parity
+from ckptd.ckpt.model import PIECE, Image, Table, Version
+from ckptd.ckpt.pieces import digest_of, piece_sum, sums_of
+from ckptd.ckpt.strict import json_object
+from ckptd.ckpt.tables import RANKS_MAX, SIZE_MAX, STEP_MAX, number, table_from_json, table_to_json, version_from_json
+from ckptd.daemon.events import Damaged, FoundParity, FoundSlot, ParityDamaged, SlotId
+
+_SLOT_FILE = re.compile(r"rank-(\d{5,7})\.[0-9a-f]{8}\.safetensors")
+_PARITY_FILE = re.compile(r"parity\.[0-9a-f]{8}\.bin")
+_SLOT_RECORD = re.compile(r"rank-(\d{5,7})\.slot-(\d+)\.json")
+_PARITY_RECORD = re.compile(r"parity-\d{3}-\d{3}-\d\d\.e\d+\.s\d+\.json")
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Bytes that can be served: a mapping's view and the sums of its pieces."""
+
+    view: memoryview
+    sums: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Slot:
+    file: str
+    found: FoundSlot
+    stretch: Stretch
+
+
+@dataclass(frozen=True, slots=True)
+class _ParityEntry:
+    file: str
+    found: FoundParity
+    stretch: Stretch
+
+
+class Segments:
+    """Everything on the tmpfs. Methods may be called from several threads."""
+
+    def __init__(self, directory: Path, memory_bytes: int = 0) -> None:
+        self.directory = shm.private_dir(directory)
+        self._budget = memory_bytes
+        self._lock = threading.RLock()
+        self._assigned: dict[SlotId, tuple[str, int]] = {}
+        self._spare: list[tuple[str, int]] = []
+        """Files that hold nothing: (name, size). A slot's file is only given to the same rank again."""
+        self._slots: dict[SlotId, _Slot] = {}
+        self._parities: dict[Parity, _ParityEntry] = {}
+        self.on_damage: Callable[[Damaged | ParityDamaged], None] = lambda _: None
+        """Told about every image and parity whose bytes were found not to match their sums."""
+        self._guard = _exclusive(self.directory / "lock")
+
+    # ---- start and stop ---------------------------------------------------------------------------
+
+    def scan(self) -> tuple[tuple[FoundSlot, ...], tuple[FoundParity, ...]]:
+        """Read every record and check its bytes; what does not match is dropped and its file used again."""
+        shutil.rmtree(self.directory / "restore", ignore_errors=True)
+        taken: set[str] = set()
+        for path in sorted(self.directory.glob("*.json")):
+            try:
+                if _SLOT_RECORD.fullmatch(path.name):
+                    taken.add(self._find_slot(path))
+                elif _PARITY_RECORD.fullmatch(path.name):
+                    taken.add(self._find_parity(path))
+            except (OSError, ValueError, KeyError, CorruptionError):
+                # A record that is torn, foreign or about damaged bytes means that the image is lost, which is an ordinary
+                # event: it is rebuilt from elsewhere.
+                with contextlib.suppress(OSError):
+                    path.unlink()
+        for path in sorted(self.directory.iterdir()):
+            if path.name not in taken and (_SLOT_FILE.fullmatch(path.name) or _PARITY_FILE.fullmatch(path.name)):
+                self._spare.append((path.name, path.stat().st_size))
+        return tuple(slot.found for slot in self._slots.values()), tuple(p.found for p in self._parities.values())
+
+    def close(self, *, clean: bool) -> None:
+        """Let go of the directory; `clean` removes it with everything in it."""
+        if clean:
+            shutil.rmtree(self.directory, ignore_errors=True)
+        os.close(self._guard)
+
+    def remember(self, epoch: int, sealed: Version | None) -> None:
+        """Keep the numbers that must not go back when the daemon restarts."""
+        content = {"epoch": epoch, "sealed": {"epoch": sealed.epoch, "step": sealed.step} if sealed else None}
+        _write_record(self.directory / "daemon.json", content)
+
+    def remembered(self) -> tuple[int, Version | None]:
+        try:
+            content = json_object((self.directory / "daemon.json").read_bytes())
+            epoch = number("epoch", content["epoch"], STEP_MAX)
+            return epoch, version_from_json(content["sealed"]) if content["sealed"] else None
+        except (OSError, ValueError, KeyError, CorruptionError):
+            return 0, None
+
+    def usage(self) -> dict[str, int]:
+        """Bytes on the tmpfs: of slots and of parities, whether they hold something now or not."""
+        sizes = {"payload": 0, "parity": 0}
+        for path in self.directory.iterdir():
+            kind = (
+                "payload" if _SLOT_FILE.fullmatch(path.name) else "parity" if _PARITY_FILE.fullmatch(path.name) else ""
+            )
+            with contextlib.suppress(FileNotFoundError):  # given up at this moment
+                if kind:
+                    sizes[kind] += path.stat().st_size
+        return sizes
+
+    # ---- slots ------------------------------------------------------------------------------------
+
+    def reserve(self, rank: int, size: int, count: int) -> None:
+        """See to it that `count` files of `size` bytes exist for the rank, in use or spare. Raises MemoryBudgetError."""
+        with self._lock:
+            have = sum(1 for slot, (_, s) in self._assigned.items() if slot.rank == rank and s == size)
+            have += sum(1 for name, s in self._spare if s == size and name.startswith(f"rank-{rank:05d}."))
+            self._discard_spares(rank, size)
+        for _ in range(count - have):
+            name = self._make(f"rank-{rank:05d}.{secrets.token_hex(4)}.safetensors", size)
+            with self._lock:
+                self._spare.append((name, size))
+
+    def file_for(self, slot: SlotId, size: int) -> Path:
+        """The slot's file, of exactly `size` bytes: the one it has, a spare one, or a new one. Raises MemoryBudgetError."""
+        with self._lock:
+            name, found = self._assigned.get(slot, ("", -1))
+            if found == size:
+                return self.directory / name
+            if name:
+                del self._assigned[slot]
+                (self.directory / name).unlink(missing_ok=True)
+            name = self._take_spare(f"rank-{slot.rank:05d}.", size) or ""
+        if not name:
+            name = self._make(f"rank-{slot.rank:05d}.{secrets.token_hex(4)}.safetensors", size)
+        with self._lock:
+            self._assigned[slot] = (name, size)
+        return self.directory / name
+
+    def record(self, slot: SlotId, version: Version, world: int, origin: Origin = "captured") -> Image:
+        """Sum the slot's pieces and write its record: from now on it holds the image."""
+        with self._lock:
+            name, size = self._assigned[slot]
+        view = memoryview(shm.map_file(self.directory / name, size, write=False))
+        sums = sums_of(view)
+        image = Image(slot.rank, size, digest_of(sums, size))
+        found = FoundSlot(slot, version, world, image, origin)
+        content = {
+            "file": name, "epoch": version.epoch, "step": version.step, "world": world, "size": size,
+            "digest": image.digest, "origin": origin, "sums": sums,
+        }  # fmt: skip
+        _write_record(self._slot_record(slot), content)
+        with self._lock:
+            self._slots[slot] = _Slot(name, found, Stretch(view, sums))
+        return image
+
+    def drop(self, slot: SlotId) -> None:
+        """Remove the slot's record; its file stays for the next image."""
+        with self._lock:
+            self._slots.pop(slot, None)
+        self._slot_record(slot).unlink(missing_ok=True)
+
+    def writable(self, path: Path, size: int) -> memoryview:
+        """A writable view of a slot's file, for a rebuild."""
+        return memoryview(shm.map_file(path, size, write=True))
+
+    def slot_entries(self) -> list[tuple[FoundSlot, Stretch]]:
+        """Everything that the slots hold."""
+        with self._lock:
+            return [(entry.found, entry.stretch) for entry in self._slots.values()]
+
+    def slot_path(self, version: Version, rank: int) -> Path | None:
+        """The file that holds this image."""
+        with self._lock:
+            for slot, entry in self._slots.items():
+                if slot.rank == rank and entry.found.version == version:
+                    return self.directory / entry.file
+        return None
+
+    def image(self, version: Version, rank: int, digest: str | None = None) -> Stretch | None:
+        """The bytes of an image (of exactly this digest, if one is given), or None when it is not held here."""
+        with self._lock:
+            for slot, entry in self._slots.items():
+                if slot.rank == rank and entry.found.version == version:
+                    return entry.stretch if digest in (None, entry.found.image.digest) else None
+        return None
+
+    def _slot_record(self, slot: SlotId) -> Path:
+        return self.directory / f"rank-{slot.rank:05d}.slot-{slot.index}.json"
+
+    def _find_slot(self, path: Path) -> str:
+        content = json_object(path.read_bytes())
+        match = _SLOT_RECORD.fullmatch(path.name)
+        name, size = _checked_name(content["file"], _SLOT_FILE), number("size", content["size"], SIZE_MAX)
+        assert match is not None
+        slot = SlotId(int(match[1]), int(match[2]))
+        view = memoryview(shm.map_file(self.directory / name, size, write=False))
+        sums = sums_of(view)
+        if sums != content["sums"] or digest_of(sums, size) != content["digest"] or content["origin"] not in ORIGINS:
+            raise CorruptionError(f"{name}: the bytes do not match their record; the image is treated as lost")
+        world = number("world", content["world"], RANKS_MAX)
+        image = Image(slot.rank, size, content["digest"])
+        found = FoundSlot(slot, version_from_json(content), world, image, content["origin"])
+        self._assigned[slot] = (name, size)
+        self._slots[slot] = _Slot(name, found, Stretch(view, sums))
+        return name
+
+    # ---- parities ---------------------------------------------------------------------------------
+
+    def new_parity(self, size: int) -> tuple[str, memoryview]:
+        """A file of `size` bytes for a parity, and its writable view. It holds nothing until `record_parity`."""
+        with self._lock:
+            name = self._take_spare("parity.", size)
+        if name is None:
+            name = self._make(f"parity.{secrets.token_hex(4)}.bin", size)
+        return name, memoryview(shm.map_file(self.directory / name, size, write=True))
+
+    def record_parity(self, name: str, parity: Parity, table: Table, rows: tuple[tuple[int, ...], ...]) -> None:
+        """Write the record of a finished parity: `rows` are the generator's parity rows that made it."""
+        size = (self.directory / name).stat().st_size
+        view = memoryview(shm.map_file(self.directory / name, size, write=False))
+        sums = sums_of(view)
+        content = {
+            "file": name, "group": parity.group, "stripe": parity.stripe, "row": parity.row, "size": size,
+            "rows": rows, "sums": sums, "table": table_to_json(table),
+        }  # fmt: skip
+        _write_record(self._parity_record(parity), content)
+        with self._lock:
+            self._parities[parity] = _ParityEntry(name, FoundParity(parity, table), Stretch(view, sums))
+
+    def abandon_parity(self, name: str, size: int) -> None:
+        """A parity that was not finished: its file may be used again."""
+        with self._lock:
+            self._spare.append((name, size))
+
+    def drop_parity(self, parity: Parity) -> None:
+        self._parity_record(parity).unlink(missing_ok=True)
+        with self._lock:
+            entry = self._parities.pop(parity, None)
+            if entry:
+                self._spare.append((entry.file, len(entry.stretch.view)))
+                self._trim_parities()
+
+    def parity(self, parity: Parity) -> Stretch | None:
+        with self._lock:
+            entry = self._parities.get(parity)
+        return entry.stretch if entry else None
+
+    def parity_entries(self) -> list[tuple[Parity, Stretch]]:
+        """Every parity kept here."""
+        with self._lock:
+            return [(parity, entry.stretch) for parity, entry in self._parities.items()]
+
+    def _parity_record(self, parity: Parity) -> Path:
+        where = f"parity-{parity.group:03d}-{parity.stripe:03d}-{parity.row:02d}"
+        return self.directory / f"{where}.e{parity.version.epoch}.s{parity.version.step}.json"
+
+    def _find_parity(self, path: Path) -> str:
+        content = json_object(path.read_bytes())
+        name, size = _checked_name(content["file"], _PARITY_FILE), number("size", content["size"], SIZE_MAX)
+        view = memoryview(shm.map_file(self.directory / name, size, write=False))
+        sums = sums_of(view)
+        if sums != content["sums"]:
+            raise CorruptionError(f"{name}: the bytes do not match their record; the parity is treated as lost")
+        table = table_from_json(content["table"])
+        group, stripe, row = (number(key, content[key], RANKS_MAX) for key in ("group", "stripe", "row"))
+        parity = Parity(table.version, group, stripe, row)
+        if path != self._parity_record(parity):
+            raise CorruptionError(f"{path.name} is of {parity}")
+        self._parities[parity] = _ParityEntry(name, FoundParity(parity, table), Stretch(view, sums))
+        return name
+
+    # ---- damage -------------------------------------------------------------------------------------
+
+    def check(self, stretch: Stretch, first: int = 0, count: int | None = None) -> list[int] | None:
+        """The pieces, of `count` from `first` on (default: all), whose bytes no longer match; they count as lost then.
+
+        None when they don't match because they were given up meanwhile: a slot that is being filled again.
+        """
+        view, sums = stretch.view, stretch.sums
+        last = len(sums) if count is None else first + count
+        bad = [i for i in range(first, last) if piece_sum(view[i * PIECE : (i + 1) * PIECE]) != sums[i]]
+        if not bad:
+            return []
+        lost = self._owner(stretch)
+        if lost is None:
+            return None
+        self.on_damage(lost)
+        return bad
+
+    def _owner(self, stretch: Stretch) -> Damaged | ParityDamaged | None:
+        with self._lock:
+            for slot, held in self._slots.items():
+                if held.stretch is stretch:
+                    return Damaged(slot, held.found.version)
+            for parity, kept in self._parities.items():
+                if kept.stretch is stretch:
+                    return ParityDamaged(parity)
+        return None
+
+    # ---- images brought here for a restore ----------------------------------------------------------
+
+    def restore_dir(self, version: Version) -> Path:
+        """Where images of other nodes are put for this node's trainers to read."""
+        return shm.private_dir(self.directory / "restore" / f"e{version.epoch}-s{version.step}")
+
+    def make_restored(self, path: Path, size: int) -> memoryview:
+        """A new file below `restore_dir` and its writable view. Raises MemoryBudgetError."""
+        path.unlink(missing_ok=True)
+        shm.make_file(path, size)
+        return memoryview(shm.map_file(path, size, write=True))
+
+    def release(self, version: Version) -> None:
+        shutil.rmtree(self.directory / "restore" / f"e{version.epoch}-s{version.step}", ignore_errors=True)
+
+    # ---- files --------------------------------------------------------------------------------------
+
+    def _make(self, name: str, size: int) -> str:
+        if self._budget:
+            used = sum(self.usage().values())
+            if used + size > self._budget:
+                raise MemoryBudgetError(
+                    f"slots and parities take {used} bytes and {size} more are needed, the budget is {self._budget}; "
+                    "raise memory_bytes or use fewer slots"
+                )
+        shm.make_file(self.directory / name, size)
+        return name
+
+    def _take_spare(self, prefix: str, size: int) -> str | None:
+        for item in self._spare:
+            if item[1] == size and item[0].startswith(prefix):
+                self._spare.remove(item)
+                return item[0]
+        return None
+
+    def _discard_spares(self, rank: int, size: int) -> None:
+        """Spare files of another size are of no use to the rank any more: its layout has changed."""
+        for name, found in list(self._spare):
+            if name.startswith(f"rank-{rank:05d}.") and found != size:
+                self._spare.remove((name, found))
+                (self.directory / name).unlink(missing_ok=True)
+
+    def _trim_parities(self) -> None:
+        """Keep no more spare parity files than are in use: segments that changed their length leave useless ones."""
+        spare = [item for item in self._spare if item[0].startswith("parity.")]
+        sizes = {len(entry.stretch.view) for entry in self._parities.values()}
+        excess = [item for item in spare if item[1] not in sizes] if sizes else []
+        for item in excess:
+            self._spare.remove(item)
+            (self.directory / item[0]).unlink(missing_ok=True)
+
+
+def _checked_name(name: object, pattern: re.Pattern[str]) -> str:
+    if not isinstance(name, str) or not pattern.fullmatch(name):
+        raise CorruptionError(f"record names the file {name!r}, expected {pattern.pattern}")
+    return name
+
+
+def _write_record(path: Path, content: object) -> None:
+    # A tmpfs has nothing to sync; the rename makes the record appear whole or not at all.
+    temporary = path.with_suffix(".tmp")
+    temporary.touch(mode=0o600, exist_ok=True)
+    temporary.write_text(json.dumps(content))
+    temporary.rename(path)
+
+
+def _exclusive(path: Path) -> int:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        raise AccessError(
+            f"{path.parent} is in use by another daemon; stop it or choose another segment directory"
+        ) from error
+    with contextlib.suppress(OSError):
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, str(os.getpid()).encode())
+    return descriptor

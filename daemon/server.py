@@ -1,0 +1,224 @@
+"""The local gRPC service on the node's unix socket: what ranks and the command line ask of their daemon.
+
+The socket lies in a directory of mode 0700, so only this user (and root) can reach it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grpc
+from google.protobuf.message import Message
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from ckptd.ckpt.client import Attachment, Decision, Found
+from ckptd.ckpt.config import Config
+from ckptd.ckpt.errors import AccessError, CkptdError, CorruptionError, Unrecoverable, UsageError
+from ckptd.ckpt.inventory import Ledger
+from ckptd.ckpt.model import Version, check_job_name
+from ckptd.ckpt.recovery import is_settled
+from ckptd.ckpt.tables import PID_MAX, RANKS_MAX, SIZE_MAX, number
+from ckptd.ckpt.wire import ckptd_pb2 as pb
+from ckptd.ckpt.wire.rpc import ERROR_KEY, LOCAL, METHODS, status_of
+from ckptd.ckpt.wire.translate import version_in, version_out
+from ckptd.daemon import events as ev
+from ckptd.daemon import views
+from ckptd.daemon.driver import Driver
+from ckptd.daemon.gatherings import Gatherings
+from ckptd.daemon.jobs import Jobs
+from ckptd.daemon.record import EventRecord
+from ckptd.daemon.segments import Segments
+
+log = logging.getLogger(__name__)
+
+_ANSWER_S = 60.0
+_POLL_S = 0.02
+LEVELS = ("none", "captured", "sealed", "persisted")
+
+
+class LocalServer:
+    """Serves `METHODS` of `ckptd.ckpt.wire.rpc`; each has a method here, in lower case."""
+
+    def __init__(self, config: Config, driver: Driver, jobs: Jobs, segments: Segments, record: EventRecord) -> None:
+        self._config, self._driver, self._jobs, self._segments, self._record = config, driver, jobs, segments, record
+        self._gatherings = Gatherings(self._bring, segments.release)
+        self.socket = config.run_dir / "ckptd.sock"
+        self._server = grpc.server(ThreadPoolExecutor(32, "local"))
+        handlers = {name: self._handler(name, *types) for name, types in METHODS.items()}
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(LOCAL, handlers),))
+        servicer = health.HealthServicer()
+        servicer.set("", health_pb2.HealthCheckResponse.SERVING)
+        health_pb2_grpc.add_HealthServicer_to_server(servicer, self._server)
+
+    def start(self) -> None:
+        """Listen. A socket that a killed daemon left behind is replaced; the lock says that it is dead."""
+        self.socket.unlink(missing_ok=True)
+        with _umask(0o177):
+            self._server.add_insecure_port(f"unix:{self.socket}")
+            self._server.start()
+
+    def close(self) -> None:
+        self._server.stop(0.5).wait(2.0)
+        self.socket.unlink(missing_ok=True)
+
+    def _handler(self, name: str, request: type[Message], reply: type[Message]) -> grpc.RpcMethodHandler[Any, Any]:
+        method: Callable[[Any], Message] = getattr(self, name.lower())
+
+        def call(message: Any, context: grpc.ServicerContext) -> Message:
+            try:
+                return method(message)
+            except CorruptionError as error:
+                _fail(context, UsageError(str(error)) if name in ("Attach", "Begin", "Reserve") else error)
+            except CkptdError as error:
+                _fail(context, error)
+            raise AssertionError("abort does not return")
+
+        return grpc.unary_unary_rpc_method_handler(call, request.FromString, reply.SerializeToString)
+
+    # ---- ranks ------------------------------------------------------------------------------------------
+
+    def attach(self, request: pb.AttachRequest) -> pb.AttachReply:
+        self._check_job(request.job)
+        rank, world = number("rank", request.rank, RANKS_MAX), number("world", request.world, RANKS_MAX)
+        pid = number("process id", request.pid, PID_MAX)
+        answer: Attachment = self._driver.ask(
+            lambda ticket: ev.AttachAsked(ticket, rank, world, request.local_world, pid), _ANSWER_S
+        )
+        return pb.AttachReply(node=answer.node, nodes=answer.nodes, parity=answer.parity)
+
+    def decide(self, request: pb.DecideRequest) -> pb.DecideReply:
+        self._check_job(request.job)
+        stored = tuple(step.stored for step in self._jobs.stored())
+        answer: Decision = self._driver.ask(
+            lambda ticket: ev.DecideAsked(ticket, request.world, request.fresh, stored), _ANSWER_S
+        )
+        return pb.DecideReply(
+            epoch=answer.epoch,
+            version=version_out(answer.version),
+            source=answer.source,
+            reason=answer.reason,
+            world=answer.world,
+        )
+
+    def join(self, request: pb.JoinRequest) -> pb.Empty:
+        self._driver.ask(lambda ticket: ev.JoinAsked(ticket, request.rank, request.epoch), _ANSWER_S)
+        return pb.Empty()
+
+    def gather(self, request: pb.GatherRequest) -> pb.GatherReply:
+        found = self._gatherings.gather(version_in(request.version))
+        images = [pb.Found(rank=f.rank, path=str(f.path), size=f.size, source=f.source) for f in found]
+        return pb.GatherReply(images=images)
+
+    def _bring(self, version: Version) -> list[Found]:
+        started = time.monotonic()
+        found = self._jobs.gather(self._settled(), version)
+        fields = {"epoch": version.epoch, "step": version.step, "seconds": time.monotonic() - started}
+        self._record.write("gathered", {**fields, "sources": sorted({item.source for item in found})})
+        return found
+
+    def _settled(self) -> Ledger:
+        """The ledger once every node has said what it holds, or counts as lost: a new collector needs a moment for that."""
+        deadline = time.monotonic() + 2 * self._config.timing.settle_s
+        while True:
+            ledger = self._driver.look(lambda node: node.ledger)
+            if ledger and (is_settled(ledger, self._config.groups) or time.monotonic() >= deadline):
+                return ledger
+            if time.monotonic() >= deadline:
+                raise Unrecoverable("this daemon has not heard from the others yet; look at its log")
+            time.sleep(_POLL_S)
+
+    def release(self, request: pb.GatherRequest) -> pb.Empty:
+        self._gatherings.release(version_in(request.version))
+        return pb.Empty()
+
+    def reserve(self, request: pb.ReserveRequest) -> pb.Empty:
+        size = number("size", request.size, SIZE_MAX)
+        self._segments.reserve(number("rank", request.rank, RANKS_MAX), size, self._config.slots)
+        return pb.Empty()
+
+    def begin(self, request: pb.BeginRequest) -> pb.BeginReply:
+        version, size = version_in(request.version), number("size", request.size, SIZE_MAX)
+        if size == 0:
+            raise UsageError("an image of 0 bytes; a safetensors file has at least a header")
+        answer: ev.Granted | None = self._driver.ask(
+            lambda ticket: ev.BeginAsked(ticket, request.rank, version, size), _ANSWER_S
+        )
+        if answer is None:
+            return pb.BeginReply(granted=False)
+        return pb.BeginReply(granted=True, slot=answer.slot.index, path=answer.path)
+
+    def commit(self, request: pb.CommitRequest) -> pb.Empty:
+        slot = ev.SlotId(request.rank, request.slot)
+        self._driver.ask(lambda ticket: ev.CommitAsked(ticket, slot, version_in(request.version)), _ANSWER_S)
+        return pb.Empty()
+
+    def abort(self, request: pb.AbortRequest) -> pb.Empty:
+        slot, reason = ev.SlotId(request.rank, request.slot), request.reason[:1000]
+        self._driver.ask(lambda ticket: ev.AbortAsked(ticket, slot, version_in(request.version), reason), _ANSWER_S)
+        return pb.Empty()
+
+    def wait(self, request: pb.WaitRequest) -> pb.WaitReply:
+        if request.level not in LEVELS:
+            raise UsageError(f"level {request.level!r}: expected one of {', '.join(LEVELS)}")
+        version, deadline = version_in(request.version), time.monotonic() + min(request.timeout_s, 3600.0)
+        while True:
+            level = self._driver.look(lambda node: node.level(version))
+            if LEVELS.index(level) >= LEVELS.index(request.level) or time.monotonic() >= deadline:
+                return pb.WaitReply(level=level)
+            time.sleep(_POLL_S)  # the caller asked to wait; the node itself is never blocked
+
+    # ---- the command line -------------------------------------------------------------------------------
+
+    def status(self, _: pb.Empty) -> pb.Document:
+        usage = self._segments.usage()
+        return _document(self._driver.look(lambda node: views.status(node, usage)))
+
+    def list(self, _: pb.Empty) -> pb.Document:
+        stored = self._jobs.stored()
+        return _document(self._driver.look(lambda node: views.recoverable(node, stored)))
+
+    def verify(self, _: pb.Empty) -> pb.Document:
+        rows = self._jobs.verify()
+        return _document({"node": self._config.node, "checked": rows, "ok": all(row["ok"] for row in rows)})
+
+    def recover(self, _: pb.Empty) -> pb.Document:
+        """Rebuild what this node's payload lacks now, and say what is whole."""
+        self._driver.ask(ev.RebuildAsked, _ANSWER_S)
+        deadline = time.monotonic() + 600.0
+        while time.monotonic() < deadline:
+            state = self._driver.look(views.rebuild_state)
+            if not state["busy"]:
+                return _document(state)
+            time.sleep(_POLL_S)
+        raise Unrecoverable("the rebuild did not end within 600 s; look at the daemon's log")
+
+    def _check_job(self, job: str) -> None:
+        if check_job_name(job) != self._config.job:
+            raise AccessError(
+                f"the daemon at {self.socket} serves job {self._config.job!r}, not {job!r}; set CKPTD_JOB or CKPTD_RUN_DIR"
+            )
+
+
+def _document(content: object) -> pb.Document:
+    return pb.Document(json=json.dumps(content))
+
+
+def _fail(context: grpc.ServicerContext, error: CkptdError) -> None:
+    context.set_trailing_metadata(((ERROR_KEY, type(error).__name__),))
+    context.abort(status_of(error), str(error))
+
+
+@contextlib.contextmanager
+def _umask(mask: int) -> Iterator[None]:
+    old = os.umask(mask)
+    try:
+        yield
+    finally:
+        os.umask(old)

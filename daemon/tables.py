@@ -1,0 +1,98 @@
+"""The tables that the command line prints for people, from the same values that `--json` prints."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.filesize import decimal
+from rich.table import Table
+from rich.text import Text
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    for column in columns:
+        table.add_column(column)
+    return table
+
+
+def _version(value: dict[str, int] | None) -> str:
+    return f"{value['step']} (epoch {value['epoch']})" if value else "-"
+
+
+def status(content: dict[str, Any]) -> RenderableType:
+    table = _table(
+        f"job {content['job']}, seen from node {content['node']}",
+        "node",
+        "address",
+        "state",
+        "ranks",
+        "captured",
+        "images",
+        "parities",
+    )
+    for row in content["nodes"]:
+        ranks = ",".join(map(str, row["ranks"])) or "-"
+        style = "red" if row["state"] == "lost" else ""
+        captured = _version(row["captured"])
+        cells = (row["node"], row["address"], row["state"], ranks, captured, row["images"], row["parities"])
+        table.add_row(*map(str, cells), style=style)
+    if not content["nodes"]:
+        return Text(f"job {content['job']}: {content['reason']}")
+    tolerated = content["losses_tolerated"]
+    facts = _facts(
+        ("newest restorable", _version(content["captured"])),
+        ("sealed", _version(content["sealed"])),
+        ("persisted", _version(content["persisted"])),
+        ("losses still tolerated", "-" if tolerated is None else str(tolerated)),
+        (
+            "memory of this node",
+            f"{decimal(content['bytes']['payload'])} slots, {decimal(content['bytes']['parity'])} parity",
+        ),
+        ("snapshots skipped", str(content["skipped"])),
+    )
+    problem = [Text(content["reason"], style="red")] if content["reason"] else []
+    return Group(table, facts, *problem)
+
+
+def steps(content: dict[str, Any]) -> RenderableType:
+    table = _table(f"job {content['job']}: steps that can be restored", "step", "epoch", "where", "")
+    for row in content["steps"]:
+        note = row.get("path", "") if row["recoverable"] else row["reason"]
+        where = ", ".join(row["where"]) or "no"
+        table.add_row(str(row["step"]), str(row["epoch"]), where, note, style="" if row["recoverable"] else "dim")
+    return Group(table, Text(f"a restart would take step {_version(content['next_restore'])}: {content['reason']}"))
+
+
+def checks(content: dict[str, Any]) -> RenderableType:
+    table = _table(f"node {content['node']}: what was checked", "kind", "what", "step", "size", "result")
+    for row in content["checked"]:
+        size = decimal(row["bytes"]) if "bytes" in row else "-"
+        result = "ok" if row["ok"] else row["reason"]
+        table.add_row(
+            row["kind"], row["what"], str(row.get("step", "-")), size, result, style="" if row["ok"] else "red"
+        )
+    bad = sum(1 for row in content["checked"] if not row["ok"])
+    return Group(table, Text("all is well" if not bad else f"{bad} damaged; they count as lost from now on"))
+
+
+def rebuilt(content: dict[str, Any]) -> RenderableType:
+    if content["ok"]:
+        return Text(f"node {content['node']} holds its whole payload of step {_version(content['restorable'])}")
+    missing = ", ".join(f"rank {row['rank']} of step {row['step']}" for row in content["missing"])
+    return Text(f"node {content['node']} still lacks {missing}; `ckptd list` says what can be restored", style="red")
+
+
+def exported(content: dict[str, Any]) -> RenderableType:
+    return Text(
+        f"step {content['step']} as {content['format']}: {', '.join(content['files'])} in {content['directory']}"
+    )
+
+
+def _facts(*pairs: tuple[str, str]) -> Table:
+    table = Table.grid(padding=(0, 2))
+    for name, value in pairs:
+        table.add_row(name, value)
+    return table

@@ -1,0 +1,114 @@
+"""What the command line shows, as JSON values computed from the node. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ckptd.ckpt.model import Version
+from ckptd.ckpt.recovery import Plan, losses_tolerated, plan, sources_for, survey
+from ckptd.ckpt.storage import Step
+from ckptd.daemon.node import Node
+
+
+def named(version: Version | None) -> dict[str, int] | None:
+    """A version as JSON."""
+    return {"epoch": version.epoch, "step": version.step} if version else None
+
+
+def status(node: Node, usage: dict[str, int]) -> dict[str, Any]:
+    """`ckptd status`: nodes, ranks, newest captured, sealed and persisted step, losses still tolerated."""
+    ledger, config = node.ledger, node.config
+    base = {
+        "job": config.job,
+        "node": config.node,
+        "parity": config.parity if len(config.nodes) > 1 else 0,
+        "bytes": usage,
+        "skipped": node.skipped,
+        "ready": node.scanned and ledger is not None,
+    }
+    if ledger is None:
+        return base | {"nodes": [], "ok": False, "reason": "no collector has been heard yet"}
+    tables = survey(ledger)
+    best = plan(ledger, (), config.groups)
+    rows = []
+    for index, address in enumerate(config.nodes):
+        report = ledger.report(index)
+        newest = max((held.version for held in report.held), default=None) if report else None
+        rows.append(
+            {
+                "node": index,
+                "address": address,
+                "state": "lost" if index in ledger.lost else "live" if report else "unheard",
+                "ranks": [rank for rank, _ in report.ranks] if report else [],
+                "captured": named(newest),
+                "images": len(report.held) if report else 0,
+                "parities": len(report.parities) if report else 0,
+            }
+        )
+    newest_table = tables.get(best.version) if best.version else None
+    tolerated = losses_tolerated(ledger, newest_table, config.groups) if newest_table else None
+    return base | {
+        "nodes": rows,
+        "collector": ledger.collector,
+        "epoch": ledger.epoch,
+        "captured": named(best.version),
+        "sealed": named(ledger.sealed),
+        "persisted": named(ledger.persisted),
+        "losses_tolerated": tolerated,
+        "ok": not ledger.lost,
+        "reason": f"nodes lost: {', '.join(map(str, ledger.lost))}" if ledger.lost else "",
+    }
+
+
+def recoverable(node: Node, stored: Sequence[Step]) -> dict[str, Any]:
+    """`ckptd list`: every step that could be restored, where it is, and what a restart would choose."""
+    ledger, groups = node.ledger, node.config.groups
+    rows: list[dict[str, Any]] = []
+    on_storage = {step.manifest.version: step for step in stored}
+    tables = survey(ledger) if ledger else {}
+    for version in sorted({*tables, *on_storage}, reverse=True):
+        where: list[str] = []
+        reason = ""
+        if ledger and version in tables:
+            sources = sources_for(ledger, tables[version], groups)
+            if isinstance(sources, str):
+                reason = sources
+            else:
+                where += sorted({"parity" if source.rung == "parity" else "memory" for source in sources})
+        if version in on_storage:
+            where.append("storage")
+        row = {
+            "epoch": version.epoch,
+            "step": version.step,
+            "where": where,
+            "recoverable": bool(where),
+            "reason": reason,
+        }
+        if version in on_storage:
+            row["path"] = str(on_storage[version].path)
+        rows.append(row)
+    chosen: Plan | None = plan(ledger, [step.stored for step in stored], groups) if ledger else None
+    return {
+        "job": node.config.job,
+        "steps": rows,
+        "next_restore": named(chosen.version) if chosen else None,
+        "source": chosen.rung if chosen else "none",
+        "reason": chosen.reason if chosen else "no collector has been heard yet",
+        "ok": any(row["recoverable"] for row in rows),
+    }
+
+
+def rebuild_state(node: Node) -> dict[str, Any]:
+    """`ckptd recover`: whether a rebuild runs, and what is still missing of this node's payload."""
+    ledger = node.ledger
+    best = plan(ledger, (), node.config.groups).version if ledger else None
+    lacking = node.duties.lacking(ledger, node.catalog) if ledger else []
+    missing = [{"rank": rank, **(named(version) or {})} for version, rank in lacking if version == best]
+    return {
+        "node": node.config.node,
+        "busy": node.duties.rebuilding,
+        "restorable": named(best),
+        "missing": missing,
+        "ok": not missing,
+    }

@@ -1,0 +1,252 @@
+"""The training job of the simulated world: lives of trainers that restore, train in step and capture, and may die anywhere.
+
+A trainer is a generator: it yields what it waits for. The bytes of a capture follow from rank, epoch and step, so that a
+restore that is torn or mixed shows. When a trainer dies the launcher ends the others, some later than others (until then
+they are zombies), and starts a new life once every node has a daemon.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+from tests.daemon.world import World
+
+from ckptd.ckpt.client import Decision
+from ckptd.ckpt.errors import CkptdError
+from ckptd.ckpt.model import Version
+from ckptd.daemon import events as ev
+from ckptd.daemon.node import Node
+
+Wait = Callable[[Callable[[Any], None]], None]
+Waiting = Generator[Wait, Any, None]
+ANSWER_S = 8.0
+"""How long a trainer waits for an answer before it asks again, or goes on without the snapshot."""
+
+
+class Silence:
+    """No answer came: the daemon died, or it waits for something."""
+
+
+def content(rank: int, version: Version, size: int) -> bytes:
+    """What this rank captures at this version."""
+    return Random(f"{rank}/{version.epoch}/{version.step}").randbytes(size)
+
+
+@dataclass(eq=False)
+class Proc:
+    """A trainer process. `daemon` is the one that it has attached to."""
+
+    rank: int
+    node: int
+    pid: int
+    alive: bool = True
+    epoch: int = 0
+    daemon: Node | None = None
+    captures: bool = True
+
+
+@dataclass(eq=False)
+class Life:
+    """One start of the job: its trainers, what was decided for it, and who has reached which step."""
+
+    procs: list[Proc]
+    decision: Decision | None = None
+    decided_at: float = 0.0
+    sealed_before: Version | None = None
+    """The newest sealed version when the decision was asked for."""
+    ended: bool = False
+    arrived: dict[int, list[Callable[[Any], None]]] = field(default_factory=dict)
+    step: int = 0
+
+
+class Job:
+    """`place[rank]` is the node of each rank; `sizes[rank]` the size of its image."""
+
+    def __init__(self, world: World, place: list[int], sizes: list[int], *, step_s: float = 0.2) -> None:
+        self.world, self.place, self.sizes, self.step_s = world, place, sizes, step_s
+        self.fill_s = (0.0, 0.05)
+        self.restart_s = (0.2, 0.6)
+        self.linger_s = (0.0, 0.5)
+        self.lives: list[Life] = []
+        self.granted = self.skipped = self.refused = 0
+        self.stopped = False
+        self._pids = 1000
+
+    @property
+    def life(self) -> Life:
+        return self.lives[-1]
+
+    def launch(self) -> None:
+        """Start a new life as soon as every node that it needs has a daemon."""
+        if self.stopped:
+            return
+        if any(self.world.hosts[node].node is None for node in self.place):
+            self.world.at(0.1, self.launch)
+            return
+        first = self._pids
+        self._pids += len(self.place)
+        life = Life([Proc(rank, node, first + rank) for rank, node in enumerate(self.place)])
+        self.lives.append(life)
+        for proc in life.procs:
+            self._go_on(proc, self._live(life, proc))
+
+    def kill(self, rank: int) -> None:
+        """A trainer dies; the launcher notices, ends the others and starts anew."""
+        life = self.life
+        self._end(life.procs[rank])
+        if life.ended:
+            return
+        life.ended = True
+        for proc in life.procs:
+            self.world.at(self.world.within(self.linger_s), lambda proc=proc: self._end(proc))  # type: ignore[misc]
+        self.world.at(self.world.within(self.restart_s), self.launch)
+
+    def stop(self) -> None:
+        """The job ends: all its trainers go."""
+        self.stopped = True
+        for life in self.lives:
+            for proc in life.procs:
+                self._end(proc)
+
+    def lose(self, node: int) -> None:
+        """A node dies: its memory, its daemon, its trainers."""
+        self.world.lose(node)
+        dead = [proc for life in self.lives for proc in life.procs if proc.node == node and proc.alive]
+        for proc in dead:
+            proc.alive = False
+        if any(proc in self.life.procs for proc in dead):
+            self.kill(next(proc.rank for proc in dead if proc in self.life.procs))
+
+    def _end(self, proc: Proc) -> None:
+        if not proc.alive:
+            return
+        proc.alive = False
+        host = self.world.hosts[proc.node]
+        self.world.at(self.world.rng.uniform(0.0, 0.3), lambda: self.world.tell(host, ev.RankGone(proc.rank, proc.pid)))
+
+    # ---- what a trainer waits for -------------------------------------------------------------------
+
+    def _go_on(self, proc: Proc, life: Waiting, value: Any = None) -> None:
+        if proc.alive:
+            try:
+                wait = life.send(value)
+            except StopIteration:
+                return
+            wait(lambda answer: self._go_on(proc, life, answer))
+
+    def _sleep(self, seconds: float) -> Wait:
+        return lambda resume: self.world.at(seconds, lambda: resume(None))
+
+    def _ask(self, proc: Proc, question: Callable[[int], ev.Event]) -> Wait:
+        def wait(resume: Callable[[Any], None]) -> None:
+            answered = False
+
+            def once(value: Any) -> None:
+                nonlocal answered
+                if not answered:
+                    answered = True
+                    resume(value)
+
+            self.world.at(ANSWER_S, lambda: once(Silence()))
+            self.world.at(self.world.rng.uniform(0.0, 0.003), lambda: self._send(proc, question, once))
+
+        return wait
+
+    def _send(self, proc: Proc, question: Callable[[int], ev.Event], then: Callable[[Any], None]) -> None:
+        host = self.world.hosts[proc.node]
+        if not proc.alive:
+            return
+        if host.node is None:
+            self.world.at(0.05, lambda: self._send(proc, question, then))
+            return
+        if host.node is not proc.daemon:  # a new daemon: the client attaches and joins again by itself
+            proc.daemon = host.node
+            world = len(self.place)
+            self.world.ask(host, lambda ticket: ev.AttachAsked(ticket, proc.rank, world, 1, proc.pid), _nothing)
+            if proc.epoch:
+                self.world.ask(host, lambda ticket: ev.JoinAsked(ticket, proc.rank, proc.epoch), _nothing)
+        self.world.ask(host, question, then)
+
+    def _barrier(self, life: Life, step: int) -> Wait:
+        def wait(resume: Callable[[Any], None]) -> None:
+            waiting = life.arrived.setdefault(step, [])
+            waiting.append(resume)
+            if len(waiting) == len(life.procs):
+                life.step = step
+                for other in waiting:
+                    self.world.at(self.world.rng.uniform(0.0, 0.005), lambda other=other: other(None))  # type: ignore[misc]
+
+        return wait
+
+    # ---- a life -------------------------------------------------------------------------------------
+
+    def _live(self, life: Life, proc: Proc) -> Waiting:
+        if proc.rank == 0:
+            yield from self._decide(life, proc)
+        while life.decision is None:
+            yield self._sleep(0.02)
+        decision = life.decision
+        proc.epoch = decision.epoch
+        answer = yield self._ask(proc, lambda ticket: ev.JoinAsked(ticket, proc.rank, proc.epoch))
+        if answer is not None:
+            self.kill(proc.rank)
+            return
+        if decision.version is not None:
+            yield from self._restore(life, proc, decision.version)
+        step = decision.version.step if decision.version else 0
+        while True:
+            step += 1
+            yield self._sleep(self.step_s)
+            yield self._barrier(life, step)
+            if proc.captures:
+                yield from self._capture(life, proc, Version(proc.epoch, step))
+
+    def _decide(self, life: Life, proc: Proc) -> Waiting:
+        def question(ticket: int) -> ev.Event:
+            return ev.DecideAsked(ticket, len(self.place), False, self.world.stored)
+
+        answer: Any = Silence()
+        while isinstance(answer, Silence):
+            life.sealed_before = self.world.sealed
+            answer = yield self._ask(proc, question)
+        assert isinstance(answer, Decision), answer
+        assert answer.reason, "a decision without a reason"
+        life.decision, life.decided_at = answer, self.world.now
+
+    def _restore(self, life: Life, proc: Proc, version: Version) -> Waiting:
+        """Bring this rank's image here; P2: the bytes are those that were captured, all of the version decided."""
+        for _ in range(20):
+            data = self.world.gather(self.world.hosts[proc.node], version, proc.rank)
+            if data is not None:
+                assert data == content(proc.rank, version, self.sizes[proc.rank]), f"rank {proc.rank}: not {version}"
+                return
+            yield self._sleep(0.2)
+        self.kill(proc.rank)
+        yield self._sleep(1e9)
+
+    def _capture(self, life: Life, proc: Proc, version: Version) -> Waiting:
+        size, host = self.sizes[proc.rank], self.world.hosts[proc.node]
+        answer = yield self._ask(proc, lambda ticket: ev.BeginAsked(ticket, proc.rank, version, size))
+        if isinstance(answer, CkptdError):
+            self.refused += 1
+            assert life is not self.life or life.ended, f"a living trainer was refused: {answer}"
+        if not isinstance(answer, ev.Granted):
+            self.skipped += answer is None
+            return
+        self.granted += 1
+        file, data = host.files[answer.slot], content(proc.rank, version, size)
+        for half in (slice(0, size // 2), slice(size // 2, size)):
+            yield self._sleep(self.world.within(self.fill_s))
+            file[half] = data[half]
+        slot = answer.slot
+        if self.world.rng.random() < 0.02:
+            yield self._ask(proc, lambda ticket: ev.AbortAsked(ticket, slot, version, "updated behind our back"))
+        else:
+            yield self._ask(proc, lambda ticket: ev.CommitAsked(ticket, slot, version))
+
+
+def _nothing(_answer: object) -> None:
+    pass

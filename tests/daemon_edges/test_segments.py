@@ -1,0 +1,419 @@
+"""The segment directory: what is recorded is found again, what does not match its record is not, and files are used again."""
+
+from __future__ import annotations
+
+import json
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.cluster import shm_dir
+from tests.payload import bytes_of, flip
+
+from ckptd.ckpt.errors import AccessError, MemoryBudgetError
+from ckptd.ckpt.inventory import Parity
+from ckptd.ckpt.model import PIECE, Image, Payload, Table, Version
+from ckptd.daemon.events import Damaged, FoundParity, FoundSlot, ParityDamaged, SlotId
+from ckptd.daemon.segments import Segments
+
+V1, V2 = Version(1, 1), Version(1, 2)
+SIZE = 2 * PIECE + 100
+SLOT = SlotId(3, 1)
+PARITY = Parity(V1, 0, 2, 1)
+ROWS = ((1, 2), (3, 4))
+TABLE = Table(V1, 1, (Payload(0, (Image(0, 100, "ab" * 16),)),))
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with shm_dir() as path:
+        yield path / "segments"
+
+
+class Life:
+    """One directory and the daemons that have it, one after the other."""
+
+    def __init__(self, folder: Path) -> None:
+        self.segments = Segments(folder)
+
+    def again(self) -> Segments:
+        """The directory as the next daemon finds it: nothing was put in order before."""
+        self.segments.close(clean=False)
+        self.segments = Segments(self.segments.directory)
+        return self.segments
+
+
+@pytest.fixture
+def life(folder: Path) -> Iterator[Life]:
+    made = Life(folder)
+    yield made
+    made.segments.close(clean=False)
+
+
+@pytest.fixture
+def segments(life: Life) -> Segments:
+    return life.segments
+
+
+def capture(segments: Segments, slot: SlotId, version: Version, size: int = SIZE) -> Image:
+    """What a trainer and the daemon do."""
+    path = segments.file_for(slot, size)
+    segments.drop(slot)
+    path.write_bytes(b"")  # the file keeps its inode, not its length
+    path.write_bytes(bytes_of(version, slot.rank, size))
+    return segments.record(slot, version, 4)
+
+
+def make_parity(segments: Segments, parity: Parity = PARITY, pieces: int = 2) -> bytes:
+    name, view = segments.new_parity(pieces * PIECE)
+    view[:] = bytes_of(parity.version, parity.stripe, pieces * PIECE)
+    segments.record_parity(name, parity, TABLE, ROWS)
+    return bytes(view)
+
+
+def files(segments: Segments, suffix: str) -> list[str]:
+    return sorted(path.name for path in segments.directory.glob(f"*{suffix}"))
+
+
+def test_what_is_recorded_is_found_again(life: Life, segments: Segments) -> None:
+    """After a restart every slot and parity is there with its bytes, sums and table, and the directory is private."""
+    image = capture(segments, SLOT, V1)
+    parity = make_parity(segments)
+    segments.remember(7, V2)
+    later = life.again()
+    assert later.scan() == ((FoundSlot(SLOT, V1, 4, image, "captured"),), (FoundParity(PARITY, TABLE),))
+    assert later.remembered() == (7, V2)
+    held = later.image(V1, 3, image.digest)
+    kept = later.parity(PARITY)
+    assert held is not None
+    assert kept is not None
+    assert held.view == bytes_of(V1, 3, SIZE)
+    assert kept.view == parity
+    assert later.check(held) == later.check(kept) == []
+    assert later.slot_path(V1, 3) == later.file_for(SLOT, SIZE)
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in later.directory.iterdir()}
+    assert modes == {0o600}
+    assert stat.S_IMODE(later.directory.stat().st_mode) == 0o700
+
+
+def test_only_the_asked_digest_is_served(segments: Segments) -> None:
+    """An image of the same rank and version with other bytes is not what the reader wants."""
+    image = capture(segments, SLOT, V1)
+    assert segments.image(V1, 3, image.digest) is not None
+    assert segments.image(V1, 3, "00" * 16) is None
+    assert segments.image(V1, 2) is None
+    assert segments.image(V2, 3) is None
+    assert segments.slot_path(V2, 3) is None
+
+
+def test_an_empty_directory(segments: Segments) -> None:
+    """A first start finds nothing and remembers nothing."""
+    assert segments.scan() == ((), ())
+    assert segments.remembered() == (0, None)
+    assert segments.usage() == {"payload": 0, "parity": 0}
+
+
+@pytest.mark.parametrize("offset", [0, PIECE, SIZE - 1])
+def test_a_flipped_bit_is_found_at_the_start(life: Life, segments: Segments, offset: int) -> None:
+    """A slot whose bytes no longer match its record holds nothing; its file is used again."""
+    capture(segments, SLOT, V1)
+    path = segments.file_for(SLOT, SIZE)
+    flip(path, offset)
+    later = life.again()
+    assert later.scan() == ((), ())
+    assert files(later, ".json") == []
+    assert later.file_for(SlotId(3, 0), SIZE) == path
+
+
+def test_a_flipped_bit_in_a_parity_is_found_at_the_start(life: Life, segments: Segments) -> None:
+    """A parity whose bytes no longer match its record holds nothing; its file is used again."""
+    make_parity(segments)
+    (name,) = files(segments, ".bin")
+    flip(segments.directory / name, PIECE)
+    later = life.again()
+    assert later.scan() == ((), ())
+    assert later.new_parity(2 * PIECE)[0] == name
+
+
+def test_damage_is_found_and_told_while_it_runs(segments: Segments) -> None:
+    """`check` names the damaged pieces and whose they are; bytes that were given up meanwhile are nobody's damage."""
+    told: list[Damaged | ParityDamaged] = []
+    segments.on_damage = told.append
+    capture(segments, SLOT, V1)
+    make_parity(segments)
+    held, kept = segments.image(V1, 3), segments.parity(PARITY)
+    assert held is not None
+    assert kept is not None
+    assert (segments.check(held), segments.check(kept), told) == ([], [], [])
+    flip(segments.file_for(SLOT, SIZE), 2 * PIECE + 99)
+    flip(segments.directory / files(segments, ".bin")[0], 0)
+    assert segments.check(held, 0, 2) == []
+    assert segments.check(held, 1, 2) == segments.check(held) == [2]
+    assert segments.check(kept) == [0]
+    assert told == [Damaged(SLOT, V1), Damaged(SLOT, V1), ParityDamaged(PARITY)]
+    segments.drop(SLOT)
+    segments.drop_parity(PARITY)
+    assert segments.check(held) is None
+    assert segments.check(kept) is None
+    assert len(told) == 3
+
+
+def lose_half(path: Path) -> None:
+    path.write_text(path.read_text()[: path.stat().st_size // 2])
+
+
+def change(**fields: Any) -> Callable[[Path], None]:
+    def spoil(path: Path) -> None:
+        path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+    return spoil
+
+
+def drop_field(path: Path) -> None:
+    content = json.loads(path.read_text())
+    del content["size"]
+    path.write_text(json.dumps(content))
+
+
+def nest(path: Path) -> None:
+    path.write_text("[" * 100_000)
+
+
+def make_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+COMMON = [
+    lose_half,
+    nest,
+    drop_field,
+    make_folder,
+    lambda path: path.write_bytes(b"\xff\x00"),
+    lambda path: path.write_text("[]"),
+    change(file="../../../etc/passwd"),
+    change(file="rank-00003.00000000.safetensors"),
+    change(file=None),
+    change(size=SIZE + 1),
+    change(size=-1),
+    change(size=True),
+    change(size=float("inf")),
+    change(size=1e400),
+    change(sums=[1, 2, 3]),
+    change(sums=None),
+]
+SLOT_ONLY = [
+    change(digest="00" * 16),
+    change(digest=None),
+    change(origin="guessed"),
+    change(origin=[]),
+    change(epoch=-1),
+    change(step="1"),
+    change(step=1 << 60),
+    change(world=-1),
+    change(world=None),
+]
+PARITY_ONLY = [
+    change(table=None),
+    change(table={}),
+    change(group=-1),
+    change(stripe="2"),
+    change(row=None),
+    change(row=0),
+]
+
+
+@pytest.mark.parametrize("spoil", COMMON + SLOT_ONLY)
+def test_a_bad_slot_record_is_dropped(life: Life, segments: Segments, spoil: Callable[[Path], object]) -> None:
+    """A torn, foreign or impossible record is no image, never an end of the daemon; the others are still found."""
+    capture(segments, SLOT, V1)
+    good = capture(segments, SlotId(3, 0), V2)
+    spoil(segments.directory / "rank-00003.slot-1.json")
+    later = life.again()
+    assert later.scan() == ((FoundSlot(SlotId(3, 0), V2, 4, good, "captured"),), ())
+
+
+@pytest.mark.parametrize("spoil", COMMON + PARITY_ONLY)
+def test_a_bad_parity_record_is_dropped(life: Life, segments: Segments, spoil: Callable[[Path], object]) -> None:
+    """The same for the records of parities."""
+    make_parity(segments)
+    image = capture(segments, SLOT, V1)
+    spoil(segments.directory / "parity-000-002-01.e1.s1.json")
+    later = life.again()
+    assert later.scan() == ((FoundSlot(SLOT, V1, 4, image, "captured"),), ())
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", "{}", '{"epoch": -1, "sealed": null}', '{"epoch": 1, "sealed": 5}', '{"epoch": 1}', "[" * 9999],
+)
+def test_bad_remembered_numbers(segments: Segments, content: str) -> None:
+    """What is remembered is read whole or not at all."""
+    (segments.directory / "daemon.json").write_text(content)
+    assert segments.remembered() == (0, None)
+
+
+def test_foreign_files_are_left_alone(life: Life, segments: Segments) -> None:
+    """Files of other names are neither read nor removed nor counted."""
+    names = ["notes.txt", "rank-3.slot-1.json.bak", "rank-00003.zzzzzzzz.safetensors", "parity.bin", ".hidden.json"]
+    for name in names:
+        (segments.directory / name).write_text("{")
+    later = life.again()
+    assert later.scan() == ((), ())
+    assert all((later.directory / name).exists() for name in names)
+    assert later.usage() == {"payload": 0, "parity": 0}
+
+
+def test_large_ranks_are_found_too(life: Life, segments: Segments) -> None:
+    """A rank of six digits has records and files like any other."""
+    image = capture(segments, SlotId(123_456, 0), V1)
+    later = life.again()
+    assert [found.image for found in later.scan()[0]] == [image]
+
+
+def test_a_crash_before_the_record_leaves_nothing(life: Life, segments: Segments) -> None:
+    """A file that was being filled, and a record that was being written, are no image; the file is used again."""
+    path = segments.file_for(SLOT, SIZE)
+    path.write_bytes(bytes_of(V1, 3, SIZE))
+    (segments.directory / "rank-00003.slot-1.tmp").write_text("{")
+    later = life.again()
+    assert later.scan() == ((), ())
+    assert later.file_for(SlotId(3, 2), SIZE) == path
+    capture(later, SLOT, V1)
+
+
+def test_a_dropped_slot_keeps_its_file(segments: Segments) -> None:
+    """The record goes before the bytes change, and the same pages are filled again."""
+    first = segments.file_for(SLOT, SIZE)
+    capture(segments, SLOT, V1)
+    segments.drop(SLOT)
+    assert segments.image(V1, 3) is None
+    assert files(segments, ".json") == []
+    assert segments.file_for(SLOT, SIZE) == first
+    capture(segments, SLOT, V2)
+    assert segments.file_for(SLOT, SIZE) == first
+    assert len(files(segments, ".safetensors")) == 1
+
+
+def test_another_size_makes_another_file(segments: Segments) -> None:
+    """When the layout changes, the old file goes and the new one has exactly the new size."""
+    capture(segments, SLOT, V1)
+    segments.drop(SLOT)
+    path = segments.file_for(SLOT, SIZE + 1)
+    assert path.stat().st_size == SIZE + 1
+    assert files(segments, ".safetensors") == [path.name]
+    assert segments.usage() == {"payload": SIZE + 1, "parity": 0}
+
+
+def test_reserved_files_are_taken_first(segments: Segments) -> None:
+    """`reserve` makes what is missing and no more; slots then take those files; a new size replaces the spare ones."""
+    segments.reserve(3, SIZE, 3)
+    reserved = set(files(segments, ".safetensors"))
+    segments.reserve(3, SIZE, 3)
+    assert set(files(segments, ".safetensors")) == reserved
+    assert len(reserved) == 3
+    taken = {segments.file_for(SlotId(3, index), SIZE).name for index in range(2)}
+    assert taken < reserved
+    segments.reserve(3, SIZE, 3)
+    assert set(files(segments, ".safetensors")) == reserved
+    other = segments.file_for(SlotId(4, 0), SIZE).name
+    assert other not in reserved
+    segments.reserve(3, SIZE + 1, 3)
+    now = set(files(segments, ".safetensors"))
+    assert now & reserved == taken  # slots keep theirs until they are filled again
+    assert segments.usage()["payload"] == 3 * SIZE + 3 * (SIZE + 1)
+
+
+def test_the_budget_is_kept(folder: Path) -> None:
+    """No file is made beyond the budget; the message has the numbers; what was given up makes room again."""
+    segments = Segments(folder, memory_bytes=3 * PIECE)
+    path = segments.file_for(SLOT, 2 * PIECE)
+    with pytest.raises(
+        MemoryBudgetError, match=f"take {2 * PIECE} bytes and {2 * PIECE} more are needed, the budget is"
+    ):
+        segments.file_for(SlotId(3, 0), 2 * PIECE)
+    with pytest.raises(MemoryBudgetError):
+        segments.new_parity(2 * PIECE)
+    with pytest.raises(MemoryBudgetError):
+        segments.reserve(3, 2 * PIECE, 2)
+    segments.new_parity(PIECE)
+    with pytest.raises(MemoryBudgetError):
+        segments.file_for(SLOT, 3 * PIECE)
+    assert not path.exists()
+    segments.file_for(SLOT, PIECE)
+    segments.close(clean=True)
+    assert not folder.exists()
+
+
+def test_a_parity_file_is_used_again(segments: Segments) -> None:
+    """A parity that was dropped or abandoned gives its file to the next one of its length; other lengths are removed."""
+    make_parity(segments)
+    (name,) = files(segments, ".bin")
+    segments.drop_parity(PARITY)
+    segments.drop_parity(PARITY)
+    assert segments.parity(PARITY) is None
+    assert segments.new_parity(2 * PIECE)[0] == name
+    segments.abandon_parity(name, 2 * PIECE)
+    assert segments.new_parity(2 * PIECE)[0] == name
+    segments.abandon_parity(name, 2 * PIECE)
+    longer = Parity(V2, 0, 2, 1)
+    make_parity(segments, longer, pieces=3)
+    make_parity(segments, Parity(V2, 0, 3, 0), pieces=3)
+    segments.drop_parity(longer)
+    assert name not in files(segments, ".bin")
+    assert segments.usage() == {"payload": 0, "parity": 6 * PIECE}
+
+
+def test_a_parity_that_could_not_be_recorded_is_not_lost_memory(
+    segments: Segments, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the record can't be written, the parity is not kept and its file can be used again."""
+    name, _ = segments.new_parity(PIECE)
+
+    def full(path: Path, text: str) -> int:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full)
+        with pytest.raises(OSError, match="No space"):
+            segments.record_parity(name, PARITY, TABLE, ROWS)
+    assert segments.parity(PARITY) is None
+    segments.abandon_parity(name, PIECE)
+    assert segments.new_parity(PIECE)[0] == name
+
+
+def test_usage_while_files_come_and_go(segments: Segments, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that is removed while the bytes are added up is not counted, and no error."""
+    capture(segments, SLOT, V1)
+    make_parity(segments)
+    listed = [*segments.directory.iterdir(), segments.directory / "rank-00009.00000000.safetensors"]
+    monkeypatch.setattr(Path, "iterdir", lambda _: iter(listed))
+    assert segments.usage() == {"payload": SIZE, "parity": 2 * PIECE}
+
+
+def test_images_brought_for_a_restore(life: Life, segments: Segments) -> None:
+    """They lie in a private directory of their version, are replaced when asked for again, and go with `release`."""
+    path = segments.restore_dir(V1) / "rank-00000.safetensors"
+    segments.make_restored(path, SIZE)[:] = bytes_of(V1, 0, SIZE)
+    assert path.read_bytes() == bytes_of(V1, 0, SIZE)
+    segments.make_restored(path, 10)
+    assert path.read_bytes() == bytes(10)
+    segments.release(V2)
+    assert path.exists()
+    segments.release(V1)
+    segments.release(V1)
+    assert not path.parent.exists()
+    segments.make_restored(segments.restore_dir(V1) / "rank-00000.safetensors", SIZE)
+    later = life.again()
+    later.scan()
+    assert not (later.directory / "restore").exists()  # a restore that was cut off is asked for anew
+
+
+def test_two_daemons_on_one_directory(life: Life, segments: Segments) -> None:
+    """The second one is refused by name and takes nothing; after the first one's end it may have it."""
+    capture(segments, SLOT, V1)
+    with pytest.raises(AccessError, match="in use by another daemon; stop it or choose another segment directory"):
+        Segments(segments.directory)
+    life.again()
