@@ -1,0 +1,297 @@
+"""The face of ckptd in a training script: five lines, and the training goes on.
+
+The life of a capture: `step(n)` copies the small mutable state at once and hands the rest to the worker thread, which
+asks the daemon for a slot and copies. The fence, torch's hook before any optimizer's update, waits for the copy, looks at
+the trip wires, and hands the commit to the worker; where no update came, the next `step`, `wait` or `close` does that.
+"""
+
+from __future__ import annotations
+
+import atexit
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from ckptd.ckpt.client import Channel, Slot
+from ckptd.ckpt.errors import StaleStepError, StateError, UsageError
+from ckptd.ckpt.model import Version, check_job_name
+from ckptd.ckpt.settings import read
+from ckptd.integrations.capture import Capture, Plan, Wires, signature_of
+from ckptd.integrations.journal import Journal, OnError, Stats, logger
+from ckptd.integrations.ranks import Ranks
+from ckptd.integrations.restore import Restore, Snapshot
+from ckptd.integrations.session import Session, Ticket
+from ckptd.integrations.state import Leaf, TrainingState
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+LEVELS = ("captured", "sealed", "persisted")
+_CLOSE_S = 30.0
+_PATIENCE_S = 2.0
+"""How long an update waits for the daemon to name a slot; usually it has done so long before."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Window:
+    """A capture that is neither committed nor discarded: the worker may still be copying."""
+
+    version: Version
+    ticket: Ticket
+    slot: Future[Slot | None]
+
+
+class Checkpointer:
+    """Keeps the state of a training job recoverable.
+
+    `restore` and the constructor raise their errors. Captures run in the background and follow `on_error`: "warn" logs
+    each cause once and counts it in `stats`, "raise" raises it at the next `step`, `wait` or `close`.
+    """
+
+    def __init__(
+        self,
+        *,
+        job: str | None = None,
+        every: int = 1,
+        persist_every: int | None = None,
+        storage: str | None = None,
+        on_error: OnError = "warn",
+        channel: Channel | None = None,
+        **state: object,
+    ) -> None:
+        """Capture every `every` steps; `persist_every` and `storage` say how often and where the daemon writes to disk.
+
+        `state`: modules, optimizers and Stateful objects by name. `channel`: another way to a daemon, for tests.
+        Raises StateError for an object that cannot be captured, UsageError for the other arguments.
+        """
+        for name, value in (("every", every), ("persist_every", persist_every)):
+            if value is not None and (type(value) is not int or value < 1):
+                raise UsageError(f"found {name}={value!r}, expected a number of steps from 1 on")
+        self._journal = Journal(on_error)
+        self._job = check_job_name(read(job=job).job)
+        self._every = every
+        self._ranks = Ranks.detect()
+        self._state = TrainingState(state, self._ranks.world)
+        self._epoch: int | None = None
+        self._attempts = 0
+        self._last = -1
+        self._plan: Plan | None = None
+        self._wires = Wires([])
+        self._signature: tuple[object, ...] = ()
+        self._room = 0
+        self._reserved = 0
+        self._window: _Window | None = None
+        self._late: Future[Slot | None] | None = None
+        self._committed: Version | None = None
+        self._closed = False
+
+        def connect() -> Channel:
+            if channel is not None:
+                return channel
+            from ckptd.ckpt.embedded import connect as connect_to_node  # it starts processes: load it only if needed
+
+            return connect_to_node(job=self._job, persist_every=persist_every, storage=storage)
+
+        self._session = Session(self._ranks, connect)
+        self._hook = register_optimizer_step_pre_hook(self._fence)
+        atexit.register(self.close)
+
+    def restore(self) -> int:
+        """Bring the newest recoverable step back into the objects; return it, or 0 for a fresh start. A collective.
+
+        Raises StateError when the snapshot does not fit the objects or the number of ranks, DaemonUnavailable,
+        Unrecoverable, CorruptionError. On error the objects are unchanged (if no load_state_dict() of them failed).
+        """
+        with self._guarding():
+            self._close_window()
+        decision = self._session.start(fresh=False)
+        self._epoch = decision.epoch
+        version = decision.version
+        if version is None:
+            self._last = -1
+            if self._ranks.rank == 0:
+                logger.warning("ckptd: job %s starts fresh, from step 0: %s", self._job, decision.reason)
+            return 0
+        if decision.world != self._ranks.world:
+            raise StateError(
+                f"{version} was captured by {decision.world} ranks, this job has {self._ranks.world}; resharding is not "
+                f"supported yet: start {decision.world} ranks, or `ckptd export {version.step}` and load that file"
+            )
+        try:
+            ready = self._ranks.together(lambda: self._fetch(version))
+            self._ranks.together(ready.apply)
+        finally:
+            self._session.call(lambda channel: channel.release(version)).add_done_callback(self._note)
+        self._last = version.step
+        logger.info("ckptd: restored %s from %s: %s", version, decision.source, decision.reason)
+        return version.step
+
+    def step(self, n: int) -> None:
+        """Capture the state after `n` finished updates, if it is due. Returns at once; never call it before the update.
+
+        Without `restore` before, the first call starts a fresh life of the job, which is a collective.
+        """
+        with self._timed(), self._guarding():
+            self._close_window()
+            if type(n) is not int or n < 0:
+                raise UsageError(f"found step {n!r}, expected the number of finished updates, an int from 0 on")
+            if n % self._every == 0 and self._alive():
+                self._capture(n)
+        self._journal.raise_pending()
+
+    def wait(self, level: str = "sealed", timeout_s: float = 60.0) -> str:
+        """Wait until the last committed snapshot is `captured`, `sealed` or `persisted`; return what it has reached.
+
+        "none" says that there is none; `stats.last_error` says why.
+        """
+        if level not in LEVELS:
+            raise UsageError(f"found level {level!r}, expected one of {', '.join(LEVELS)}")
+        reached = "none"
+        with self._guarding():
+            self._close_window()
+            if self._epoch is not None:
+                reached = self._session.call(lambda channel: self._reached(channel, level, timeout_s)).result()
+        self._journal.raise_pending()
+        return reached
+
+    def close(self) -> None:
+        """Finish the last capture and let go of the daemon, which keeps its snapshots. Called at exit, too."""
+        if self._closed:
+            return
+        self._closed = True
+        atexit.unregister(self.close)
+        self._hook.remove()
+        with self._guarding():
+            self._close_window()
+        self._session.close(_CLOSE_S)
+        self._journal.raise_pending()
+
+    @property
+    def stats(self) -> Stats:
+        """What became of the snapshots so far."""
+        return self._journal.stats
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    @contextmanager
+    def _guarding(self) -> Iterator[None]:
+        """Whatever fails inside is counted and said, and does not reach the training loop from here."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - P4: a snapshot must not end the training, whatever went wrong in it
+            self._journal.failed(error)
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._journal.blocked(time.perf_counter() - began)
+
+    def _alive(self) -> bool:
+        """Whether this life has its epoch; tries to begin one at the 1st, 2nd, 4th, 8th, ... call, alike on all ranks."""
+        if self._closed:
+            raise UsageError("this Checkpointer was closed; make another one")
+        if self._epoch is None:
+            self._attempts += 1
+            if self._attempts & (self._attempts - 1):
+                return False
+            self._epoch = self._session.start(fresh=True).epoch
+        return True
+
+    def _fetch(self, version: Version) -> Restore:
+        found = self._session.call(lambda channel: channel.gather(version)).result()
+        return Restore(self._state, Snapshot(found, version, self._job, self._ranks.world), self._ranks)
+
+    def _capture(self, n: int) -> None:
+        """Copy the eager state, plan anew if the layout changed, and let the worker copy the rest."""
+        assert self._epoch is not None
+        if n <= self._last:
+            raise StaleStepError(
+                f"found step {n} after step {self._last}; expected a greater one: steps only grow in a life"
+            )
+        if self._late is not None and not self._late.done():
+            self._journal.skipped(f"ckptd: step {n} was skipped, the daemon has not answered for an earlier one yet")
+            return
+        if self._plan is not None and signature_of(self._state.probe()) != self._signature:
+            self._plan = None
+        leaves = self._state.lazy() if self._plan is None else []
+        eager, document = self._state.eager()
+        if self._plan is not None and not self._plan.fits(eager, document):
+            self._plan, leaves = None, self._state.lazy()
+        plan = self._plan or self._make_plan(leaves, eager, document)
+        self._last = n
+        self._wires.arm()
+        capture = Capture(Version(self._epoch, n), plan, list(eager.values()), document, plan.mark())
+        ticket = Ticket()
+        self._window = _Window(capture.version, ticket, self._session.capture(capture, ticket))
+        if not self._state.optimizers:  # nobody would close the window before the next change
+            self._close_window()
+
+    def _make_plan(self, leaves: list[Leaf], eager: dict[str, torch.Tensor], document: bytes) -> Plan:
+        """Plan for this layout, and have slots of its size made: the one thing that a training step waits for longer."""
+        if len(document) > self._room:  # with some air: a document that grows a little at each step costs few plans
+            self._room = len(document) * 5 // 4
+        plan = Plan(leaves, eager, self._room, job=self._job, ranks=self._ranks)
+        if plan.layout.size != self._reserved:
+            self._session.call(lambda channel: channel.reserve(plan.layout.size)).result()
+            self._reserved = plan.layout.size
+        self._plan, self._wires = plan, Wires(plan.sources)
+        self._signature = signature_of(self._state.probe())
+        return plan
+
+    def _fence(self, *_: object) -> None:
+        """torch's hook before an update of any optimizer: from here on the state changes."""
+        if self._window is not None:
+            with self._timed(), self._guarding():
+                self._close_window()
+
+    def _close_window(self) -> None:
+        """Wait for the worker's copy, look at the trip wires, and let the worker commit or discard the image."""
+        window, self._window = self._window, None
+        if window is None:
+            return
+        version = window.version
+        if window.ticket.give_up(_PATIENCE_S):
+            self._late = window.slot
+            self._journal.skipped(f"ckptd: {version} was skipped, the daemon did not answer within {_PATIENCE_S:.0f} s")
+            return
+        slot = window.slot.result()
+        if slot is None:
+            self._journal.skipped(f"ckptd: {version} was skipped, every slot is in use; the daemon cannot keep up")
+            return
+        names = self._wires.tripped()
+        if names:
+            text = f"{', '.join(names[:5])}{f' and {len(names) - 5} more' if len(names) > 5 else ''}"
+            reason = f"{version} was discarded: changed between two updates of the optimizer: {text}"
+            self._session.call(lambda channel: channel.abort(slot, version, reason)).add_done_callback(self._note)
+            self._journal.aborted(
+                StateError(f"{reason}; call step() after all changes to the state, before the next forward")
+            )
+            return
+        self._session.call(lambda channel: self._commit(channel, slot, version)).add_done_callback(self._note)
+
+    def _commit(self, channel: Channel, slot: Slot, version: Version) -> None:
+        channel.commit(slot, version)
+        self._committed = version
+        self._journal.captured()
+
+    def _note(self, done: Future[None]) -> None:
+        error = done.exception()
+        if isinstance(error, Exception):
+            self._journal.failed(error)
+
+    def _reached(self, channel: Channel, level: str, timeout_s: float) -> str:
+        return "none" if self._committed is None else channel.wait(self._committed, level, timeout_s)

@@ -1,0 +1,118 @@
+"""One rank's life with its daemon: every call of the channel, in order, on the worker thread."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TypeVar
+
+from ckptd.ckpt.client import Channel, Decision, Slot
+from ckptd.ckpt.errors import CkptdError
+from ckptd.ckpt.model import Version
+from ckptd.integrations.capture import Capture, Slots, Worker
+from ckptd.integrations.ranks import Ranks
+
+T = TypeVar("T")
+_REASON_CHARS = 500  # a decision must fit into one broadcast message
+
+
+class Ticket:
+    """Who comes first: the worker, which begins to copy, or the trainer, which gives up waiting for a slot.
+
+    A daemon that hangs must not stop the training: it only waits for copies that are under way (P4).
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._answered = threading.Event()
+        self._given_up = False
+
+    def answered(self) -> bool:
+        """For the worker, once the daemon has answered: whether the state may still be copied."""
+        with self._lock:
+            self._answered.set()
+            return not self._given_up
+
+    def give_up(self, patience_s: float) -> bool:
+        """For the trainer: wait for the daemon's answer; True when it did not come, and then nothing will be copied."""
+        self._answered.wait(patience_s)
+        with self._lock:
+            self._given_up = not self._answered.is_set()
+            return self._given_up
+
+
+class Session:
+    """A channel is used from one thread at a time, and a training step must not wait for it: hence the worker."""
+
+    def __init__(self, ranks: Ranks, connect: Callable[[], Channel]) -> None:
+        self._ranks = ranks
+        self._connect = connect
+        self._channel: Channel | None = None
+        self._slots = Slots()
+        self._worker = Worker()
+
+    def start(self, *, fresh: bool) -> Decision:
+        """Attach, let rank 0 obtain a decision, and join the new epoch. A collective: all ranks return, or all raise."""
+        self._ranks.together(self._do(self._attach))
+        answer = self._ranks.together(self._do(lambda: self._decide(fresh=fresh)))
+        said = self._ranks.from_first(answer)
+        version = Version(*said["version"]) if said["version"] else None
+        decision = Decision(said["epoch"], version, said["source"], said["reason"], said["world"])
+        self._ranks.together(self._do(lambda: self._here.join(decision.epoch)))
+        return decision
+
+    def call(self, ask: Callable[[Channel], T]) -> Future[T]:
+        """Ask the channel something after everything that was submitted before."""
+        return self._worker.submit(lambda: ask(self._here))
+
+    def capture(self, capture: Capture, ticket: Ticket) -> Future[Slot | None]:
+        """Obtain a slot and copy the state into it; None when no slot is free, or the trainer has given up."""
+        return self._worker.submit(lambda: self._fill(capture, ticket))
+
+    def close(self, timeout_s: float) -> None:
+        """Finish what was submitted, close the channel, end the thread."""
+        self._worker.submit(self._close)
+        self._worker.close(timeout_s)
+
+    def _do(self, job: Callable[[], T]) -> Callable[[], T]:
+        return lambda: self._worker.submit(job).result()
+
+    @property
+    def _here(self) -> Channel:
+        assert self._channel is not None, "start() first"
+        return self._channel
+
+    def _attach(self) -> None:
+        self._channel = self._channel or self._connect()
+        ranks = self._ranks
+        self._channel.attach(rank=ranks.rank, world=ranks.world, local_world=ranks.local_world)
+
+    def _decide(self, *, fresh: bool) -> dict[str, object] | None:
+        if self._ranks.rank != 0:
+            return None
+        made = self._here.decide(world=self._ranks.world, fresh=fresh)
+        version = [made.version.epoch, made.version.step] if made.version else None
+        said = {"epoch": made.epoch, "version": version, "source": made.source, "world": made.world}
+        return {**said, "reason": made.reason[:_REASON_CHARS]}
+
+    def _fill(self, capture: Capture, ticket: Ticket) -> Slot | None:
+        try:
+            slot = self._here.begin(capture.version, capture.plan.layout.size)
+        finally:
+            wanted = ticket.answered()
+        if slot is None:
+            return None
+        if not wanted:
+            self._here.abort(slot, capture.version, "the daemon's answer came after the next update")
+            return None
+        try:
+            self._slots.fill(slot, capture)
+        except (CkptdError, OSError, RuntimeError, ValueError) as error:
+            self._here.abort(slot, capture.version, f"{type(error).__name__}: {error}")
+            raise
+        return slot
+
+    def _close(self) -> None:
+        if self._channel is not None:
+            self._channel.close()

@@ -1,0 +1,71 @@
+"""The demo's options are checked before anything starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ckptd.ckpt.errors import UsageError
+from ckptd.daemon.demo.options import DemoOptions, Layout, Model, parse_indices
+
+
+def test_by_default_node_1_of_4_is_lost_in_the_middle() -> None:
+    options = DemoOptions()
+    assert (options.nodes, options.parity, options.lost, options.killed) == (4, 1, (1,), ())
+    assert options.fault_step == options.steps // 2
+
+
+def test_a_single_node_loses_itself() -> None:
+    assert DemoOptions(nodes=1, parity=0).lost == (0,)
+
+
+def test_killing_ranks_alone_loses_no_node() -> None:
+    options = DemoOptions(kill_ranks=(0, 2))
+    assert (options.lost, options.killed) == ((), (0, 2))
+
+
+def test_a_rank_on_a_lost_node_dies_with_its_node() -> None:
+    options = DemoOptions(lose_nodes=(1,), kill_ranks=(0, 1))
+    assert (options.lost, options.killed) == ((1,), (0,))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"nodes": 0, "parity": 0}, "--nodes 0: expected 1 to 16"),
+        ({"nodes": 17}, "--nodes 17"),
+        ({"parity": 4}, "--parity 4: expected 0 to 3"),
+        ({"parity": -1}, "--parity -1"),
+        ({"steps": 1}, "--steps 1"),
+        ({"steps": 20, "at_step": 20}, "--at-step 20: expected 1 to 19"),
+        ({"at_step": 0}, "--at-step 0"),
+        ({"lose_nodes": (4,)}, "--lose-nodes 4: expected 0 to 3"),
+        ({"lose_nodes": (1, 1)}, "--lose-nodes 1,1: the same one twice"),
+        ({"kill_ranks": (-1,)}, "--kill-ranks -1"),
+        ({"lose_nodes": ()}, "nothing to recover from"),
+        ({"persist_every": 0}, "persist_every 0"),
+        ({"timeout_s": 0.0}, "timeout_s 0.0"),
+    ],
+)
+def test_what_cannot_work_is_refused_by_name(wrong: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        DemoOptions(**wrong)
+
+
+def test_lists_of_numbers_are_read_from_the_command_line() -> None:
+    assert parse_indices("1,2", "--lose-nodes") == (1, 2)
+    assert parse_indices("", "--lose-nodes") == ()
+    with pytest.raises(UsageError, match="--lose-nodes '1,b'"):
+        parse_indices("1,b", "--lose-nodes")
+
+
+def test_the_model_s_size_becomes_arguments_of_the_example() -> None:
+    assert Model(layers=2).arguments() == ["--layers=2", "--width=256", "--heads=4", "--context=64", "--batch=8"]
+
+
+def test_a_path_too_long_for_a_socket_is_refused() -> None:
+    with pytest.raises(UsageError, match="choose a shorter --workdir"):
+        Layout("name", Path("/tmp") / ("x" * 90), Path("/dev/shm/name")).check()
+    Layout("name", Path("/tmp/ckptd-demo-12345678"), Path("/dev/shm/name")).check()

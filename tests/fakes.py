@@ -1,0 +1,155 @@
+"""A Channel without a daemon, and captures without a Checkpointer: everything is a file below a directory."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from ckptd.ckpt.client import Attachment, Decision, Found, Slot
+from ckptd.ckpt.errors import CkptdError, StaleStepError
+from ckptd.ckpt.model import Version
+from ckptd.integrations.capture import Capture, Plan, Slots
+from ckptd.integrations.ranks import Ranks
+from ckptd.integrations.restore import Restore, Snapshot
+from ckptd.integrations.state import TrainingState
+
+ALONE = Ranks()
+
+
+class FakeChannel:
+    """Implements `ckptd.ckpt.client.Channel` for any number of processes.
+
+    `fail[method]` is raised by that method; `full` grants no slots; `hang` keeps `begin` waiting.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.fail: dict[str, CkptdError] = {}
+        self.full = False
+        self.hang: threading.Event | None = None
+        self.calls: list[str] = []
+        self.threads: set[str] = set()
+        self.aborts: list[str] = []
+        self.reserved: list[int] = []
+        self.rank = -1
+        self.world = 0
+        self.epoch = -1
+        self._begun = Version(-1, -1)
+
+    def attach(self, *, rank: int, world: int, local_world: int) -> Attachment:
+        self._called("attach")
+        self.rank, self.world = rank, world
+        return Attachment(0, 1, 0)
+
+    def decide(self, *, world: int, fresh: bool = False) -> Decision:
+        self._called("decide")
+        counter = self.directory / "epoch"
+        epoch = int(counter.read_text()) + 1 if counter.exists() else 1
+        counter.write_text(str(epoch))
+        complete = [] if fresh else self.recorded()
+        if not complete:
+            return Decision(epoch, None, "none", "nothing was captured")
+        files = sorted(self._folder(complete[-1]).glob("rank-*"))
+        return Decision(epoch, complete[-1], "own", "all ranks captured it", len(files))
+
+    def join(self, epoch: int) -> None:
+        self._called("join")
+        self.epoch = epoch
+
+    def gather(self, version: Version) -> list[Found]:
+        self._called("gather")
+        files = sorted(self._folder(version).glob("rank-*"))
+        return [Found(int(file.stem[5:]), file, file.stat().st_size, "own") for file in files]
+
+    def release(self, version: Version) -> None:
+        self._called("release")
+
+    def reserve(self, size: int) -> None:
+        self._called("reserve")
+        self.reserved.append(size)
+
+    def begin(self, version: Version, size: int) -> Slot | None:
+        self._called("begin")
+        if self.hang is not None:
+            self.hang.wait(30.0)
+        if version <= self._begun:
+            raise StaleStepError(f"{version} after {self._begun}")
+        self._begun = version
+        if self.full:
+            return None
+        path = self.directory / f"slot-{self.rank}-{version.step % 2}"
+        if not path.exists() or path.stat().st_size != size:
+            path.unlink(missing_ok=True)
+            path.write_bytes(b"\xaa" * size)
+        return Slot(version.step % 2, path, size)
+
+    def commit(self, slot: Slot, version: Version) -> None:
+        self._called("commit")
+        assert version.epoch == self.epoch
+        folder = self._folder(version)
+        folder.mkdir(exist_ok=True)
+        shutil.copyfile(slot.path, folder / f".rank-{self.rank:05d}")
+        (folder / f".rank-{self.rank:05d}").rename(folder / f"rank-{self.rank:05d}.safetensors")
+
+    def abort(self, slot: Slot, version: Version, reason: str) -> None:
+        self._called("abort")
+        self.aborts.append(reason)
+
+    def wait(self, version: Version, level: str, timeout_s: float) -> str:
+        self._called("wait")
+        return level
+
+    def close(self) -> None:
+        self._called("close")
+
+    def recorded(self) -> list[Version]:
+        """The versions that every rank committed, oldest first."""
+        found = []
+        for folder in self.directory.glob("version-*"):
+            epoch, step = folder.name.split("-")[1:]
+            if len(list(folder.glob("rank-*"))) == self.world:
+                found.append(Version(int(epoch), int(step)))
+        return sorted(found)
+
+    def image(self, version: Version, rank: int = 0) -> Path:
+        """The file of one rank's recorded image."""
+        return self._folder(version) / f"rank-{rank:05d}.safetensors"
+
+    def _folder(self, version: Version) -> Path:
+        return self.directory / f"version-{version.epoch}-{version.step}"
+
+    def _called(self, method: str) -> None:
+        self.calls.append(method)
+        self.threads.add(threading.current_thread().name)
+        if method in self.fail:
+            raise self.fail[method]
+
+
+def capture_to(
+    path: Path, objects: Mapping[str, object], version: Version, *, ranks: Ranks = ALONE, job: str = "job"
+) -> Found:
+    """Write the image of some objects to a file, without any Checkpointer or thread."""
+    state = TrainingState(objects, ranks.world)
+    leaves = state.lazy()
+    eager, document = state.eager()
+    plan = Plan(leaves, eager, len(document), job=job, ranks=ranks)
+    path.write_bytes(b"\xaa" * plan.layout.size)
+    capture = Capture(version, plan, list(eager.values()), document, None)
+    Slots().fill(Slot(0, path, plan.layout.size), capture)
+    return Found(ranks.rank, path, plan.layout.size, "own")
+
+
+def restore_from(
+    found: Sequence[Found], objects: Mapping[str, object], version: Version, *, ranks: Ranks = ALONE, job: str = "job"
+) -> None:
+    """Bring such images back into objects."""
+    Restore(TrainingState(objects, ranks.world), Snapshot(found, version, job, ranks.world), ranks).apply()
+
+
+def bits(tensor: torch.Tensor) -> bytes:
+    """The bytes of a tensor's elements in row-major order."""
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
