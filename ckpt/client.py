@@ -5,7 +5,6 @@ Bulk bytes move through the slots, which both sides map. A client is used from o
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +12,12 @@ from typing import Any, Protocol
 
 import grpc
 
-from ckptd.ckpt.errors import AccessError, DaemonUnavailable, UsageError
+from ckptd.ckpt.errors import AccessError, CkptdError, DaemonUnavailable, UsageError
 from ckptd.ckpt.model import Version, check_job_name
+from ckptd.ckpt.strict import json_object
+from ckptd.ckpt.tables import STEP_MAX
 from ckptd.ckpt.wire import ckptd_pb2 as pb
-from ckptd.ckpt.wire.rpc import LOCAL, METHODS, error_of
+from ckptd.ckpt.wire.rpc import LOCAL, MESSAGE_MAX, METHODS, error_of
 from ckptd.ckpt.wire.translate import version_in, version_out
 
 
@@ -129,88 +130,106 @@ class Client:
         socket = run_dir / "ckptd.sock"
         self._where = str(socket)
         _check_socket(socket)
-        options = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 500)]
-        self._grpc = grpc.insecure_channel(f"unix:{socket}", options=[*options, ("grpc.enable_http_proxy", 0)])
+        options = [
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.max_reconnect_backoff_ms", 500),
+            ("grpc.enable_http_proxy", 0),
+            ("grpc.max_receive_message_length", MESSAGE_MAX),
+        ]
+        self._grpc = grpc.insecure_channel(f"unix:{socket}", options=options)
         self._calls = {
             name: self._grpc.unary_unary(f"/{LOCAL}/{name}", request.SerializeToString, reply.FromString)
             for name, (request, reply) in METHODS.items()
         }
-        self._attached: pb.AttachRequest | None = None
+        self._attached: dict[str, Any] | None = None
         self._joined: int | None = None
 
     def attach(self, *, rank: int, world: int, local_world: int) -> Attachment:
-        request = pb.AttachRequest(job=self._job, rank=rank, world=world, local_world=local_world, pid=os.getpid())
-        reply = self._call("Attach", request)
-        self._attached = request
+        fields = {"job": self._job, "rank": rank, "world": world, "local_world": local_world, "pid": os.getpid()}
+        reply = self._call("Attach", **fields)
+        self._attached = fields
         return Attachment(reply.node, reply.nodes, reply.parity)
 
     def decide(self, *, world: int, fresh: bool = False) -> Decision:
-        reply = self._call("Decide", pb.DecideRequest(job=self._job, world=world, fresh=fresh))
+        reply = self._call("Decide", job=self._job, world=world, fresh=fresh)
         version = version_in(reply.version) if reply.HasField("version") else None
         return Decision(reply.epoch, version, reply.source, reply.reason, reply.world)
 
     def join(self, epoch: int) -> None:
-        self._call("Join", pb.JoinRequest(rank=self._rank, epoch=epoch))
+        self._call("Join", rank=self._rank, epoch=epoch)
         self._joined = epoch
 
     def gather(self, version: Version) -> list[Found]:
-        reply = self._call("Gather", pb.GatherRequest(version=version_out(version)), 3600.0)
+        reply = self._call("Gather", 3600.0, version=_named(version))
         return [Found(item.rank, Path(item.path), item.size, item.source) for item in reply.images]
 
     def release(self, version: Version) -> None:
-        self._call("Release", pb.GatherRequest(version=version_out(version)))
+        self._call("Release", version=_named(version))
 
     def reserve(self, size: int) -> None:
-        self._call("Reserve", pb.ReserveRequest(rank=self._rank, size=size), 600.0)
+        self._call("Reserve", 600.0, rank=self._rank, size=size)
 
     def begin(self, version: Version, size: int) -> Slot | None:
-        request = pb.BeginRequest(rank=self._rank, version=version_out(version), size=size)
+        fields = {"rank": self._rank, "version": _named(version), "size": size}
         try:
-            reply = self._call("Begin", request)
+            reply = self._call("Begin", **fields)
         except AccessError:
             # A daemon that was restarted knows its slots again but not its ranks: introduce this one anew, once.
-            self._call("Attach", self._known)
+            self._call("Attach", **self._known)
             if self._joined is not None:
-                self._call("Join", pb.JoinRequest(rank=self._rank, epoch=self._joined))
-            reply = self._call("Begin", request)
+                self._call("Join", rank=self._rank, epoch=self._joined)
+            reply = self._call("Begin", **fields)
         return Slot(reply.slot, Path(reply.path), size) if reply.granted else None
 
     def commit(self, slot: Slot, version: Version) -> None:
-        self._call("Commit", pb.CommitRequest(rank=self._rank, slot=slot.index, version=version_out(version)))
+        self._call("Commit", rank=self._rank, slot=slot.index, version=_named(version))
 
     def abort(self, slot: Slot, version: Version, reason: str) -> None:
-        request = pb.AbortRequest(rank=self._rank, slot=slot.index, version=version_out(version), reason=reason)
-        self._call("Abort", request)
+        self._call("Abort", rank=self._rank, slot=slot.index, version=_named(version), reason=reason)
 
     def wait(self, version: Version, level: str, timeout_s: float) -> str:
-        request = pb.WaitRequest(version=version_out(version), level=level, timeout_s=timeout_s)
-        return str(self._call("Wait", request, timeout_s + 10.0).level)
+        if not timeout_s >= 0.0:
+            raise UsageError(f"timeout {timeout_s} s: expected 0 or more")
+        fields = {"version": _named(version), "level": level, "timeout_s": timeout_s}
+        return str(self._call("Wait", timeout_s + 10.0, **fields).level)
 
     def document(self, method: str, timeout_s: float | None = None) -> dict[str, Any]:
         """What the command line shows: Status, List, Verify or Recover."""
-        content: dict[str, Any] = json.loads(self._call(method, pb.Empty(), timeout_s).json)
-        return content
+        try:
+            return json_object(self._call(method, timeout_s).json)
+        except ValueError as error:
+            raise CkptdError(f"{method.lower()} at {self._where}: the answer is not readable ({error})") from error
 
     def close(self) -> None:
         self._grpc.close()
 
     @property
-    def _known(self) -> pb.AttachRequest:
+    def _known(self) -> dict[str, Any]:
         if self._attached is None:
             raise UsageError("attach() first: this client is not a rank yet")
         return self._attached
 
     @property
     def _rank(self) -> int:
-        return self._known.rank
+        return int(self._known["rank"])
 
-    def _call(self, method: str, request: Any, timeout_s: float | None = None) -> Any:
+    def _call(self, method: str, timeout_s: float | None = None, /, **fields: Any) -> Any:
+        try:
+            request = METHODS[method][0](**fields)
+        except ValueError as error:  # a number that the message can't hold
+            raise UsageError(f"{method.lower()}: {error}") from error
         try:
             return self._calls[method](request, timeout=timeout_s or self._timeout_s)
         except grpc.RpcError as error:
             raise error_of(error, f"{method.lower()} at {self._where}") from error
         except ValueError as error:
             raise DaemonUnavailable(f"{self._where}: this client was closed") from error
+
+
+def _named(version: Version) -> pb.Version | None:
+    if not (0 <= version.epoch < STEP_MAX and 0 <= version.step < STEP_MAX):
+        raise UsageError(f"{version}: expected an epoch and a step from 0 to {STEP_MAX - 1}")
+    return version_out(version)
 
 
 def _check_socket(socket: Path) -> None:

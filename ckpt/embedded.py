@@ -73,6 +73,7 @@ def _start(settings: Settings, run_dir: Path) -> None:
                 "stop it with: kill %d",
                 daemon.pid, log_path, daemon.pid,
             )  # fmt: skip
+            daemon.returncode = 0  # nobody waits for it: without this Python warns that it still runs
             return
     raise DaemonUnavailable(f"the daemon did not answer within {_START_S:.0f} s; look at {log_path}")
 

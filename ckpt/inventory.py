@@ -49,8 +49,14 @@ class Captures:
     rank: int
     free: int
     """Its slots that hold nothing."""
-    next: Version | None = None
-    """The oldest version that it may still capture: what is older and not held was skipped. None: nothing begun yet."""
+    begun: Version | None = None
+    """The newest version that it asked a slot for, whether it got one or not."""
+    unfinished: tuple[Version, ...] = ()
+    """What is being captured now."""
+
+    def has_passed(self, version: Version) -> bool:
+        """Whether the rank will not capture this version any more, so that it is held by now or never."""
+        return self.begun is not None and version <= self.begun and version not in self.unfinished
 
 
 @dataclass(frozen=True, slots=True)

@@ -181,10 +181,11 @@ def forsaken(ledger: Ledger, groups: Sequence[Group]) -> set[Version]:
 
     A rank has gone on without capturing one, or its life has ended before all ranks had: then nobody can ever complete
     it. Or it was complete and too much of it is lost. What can be restored is never forsaken: it will be sealed, or it
-    was already and those who knew are gone. Without this rule a few snapshots that one rank skipped would fill the
-    slots of the others for ever.
+    was already and those who knew are gone. Only when every node is there can this be told: one that is silent may
+    hold what seems to be missing, and may have sealed it. Without this rule a few snapshots that one rank skipped would
+    fill the slots of the others for ever.
     """
-    if not is_settled(ledger, groups):
+    if ledger.lost or not is_settled(ledger, groups):
         return set()
     tables = survey(ledger)
     held = {held.version for report in ledger.reports for held in report.held}
@@ -196,12 +197,12 @@ def _never_sealed(ledger: Ledger, table: Table, groups: Sequence[Group]) -> bool
     if is_complete(table):
         return isinstance(sources_for(ledger, table, groups), str)
     captured = {image.rank for payload in table.payloads for image in payload.images}
-    others = [c.next for report in ledger.reports for c in report.captures if c.next and c.rank not in captured]
-    return table.version.epoch < ledger.epoch or any(following > table.version for following in others)
+    missing = [c for report in ledger.reports for c in report.captures if c.rank not in captured]
+    return table.version.epoch < ledger.epoch or any(captures.has_passed(table.version) for captures in missing)
 
 
-def making_way(ledger: Ledger, groups: Sequence[Group]) -> set[Version]:
-    """The forsaken versions once every rank has room for a newer one, else none.
+def making_way(ledger: Ledger, wanted: Version, groups: Sequence[Group]) -> set[Version]:
+    """The forsaken versions once every rank has `wanted` or room for it, else none.
 
     All ranks then go on with the same version. Where each made room by itself, one would capture what the other skips,
     and the other way round, without end.
@@ -211,7 +212,7 @@ def making_way(ledger: Ledger, groups: Sequence[Group]) -> set[Version]:
         for captures in report.captures:
             held = [held.version for held in report.held if held.image.rank == captures.rank]
             old = [version for version in held if version in gone or (ledger.sealed and version < ledger.sealed)]
-            if not captures.free and not old:
+            if not (captures.free or old or wanted in captures.unfinished or wanted in held):
                 return set()
     return gone
 

@@ -52,7 +52,8 @@ class Settings(BaseSettings):
     def config(self) -> Config:
         """The daemon's configuration. Raises UsageError or AccessError."""
         run_dir = self.where()
-        segments = self.segment_dir or Path("/dev/shm/ckptd") / f"{os.getuid()}-{self.job}-{self.node}"  # noqa: S108
+        # A folder for each user: one that all share would belong to whoever came first.
+        segments = self.segment_dir or Path(f"/dev/shm/ckptd-{os.getuid()}") / f"{self.job}-{self.node}"  # noqa: S108
         nodes = tuple(part.strip() for part in self.nodes.split(",") if part.strip()) or ("127.0.0.1:0",)
         return Config(
             job=self.job,

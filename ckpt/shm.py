@@ -59,7 +59,7 @@ def too_small(directory: Path, wanted: int, free: int, total: int) -> str:
     """The message about a tmpfs that can't hold what is wanted."""
     return (
         f"{directory} has {free} bytes free of {total}, {wanted} are needed; "
-        "enlarge the tmpfs (containers: --shm-size, or an emptyDir of medium Memory) or set CKPTD_SEGMENT_DIR to a larger one"
+        "enlarge the tmpfs (containers: --shm-size, or an emptyDir of medium Memory) or set CKPTD_SEGMENT_DIR elsewhere"
     )
 
 

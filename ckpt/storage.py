@@ -46,7 +46,10 @@ class Storage:
             raise CorruptionError(f"rank {image.rank} of {version}: the slot's bytes no longer match their checksum")
         directory = self._unpublished(version)
         try:
-            directory.mkdir(parents=True, exist_ok=True)
+            if not self.directory.exists():
+                self.directory.mkdir(parents=True, exist_ok=True)
+                disk.sync_dir(self.directory.parent)
+            directory.mkdir(exist_ok=True)
         except OSError as error:
             raise StorageError(f"cannot make {directory}: {error.strerror}; check the storage root") from error
         disk.write_durably(directory / manifest.file_name(image.rank), data)

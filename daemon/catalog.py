@@ -90,18 +90,18 @@ class Catalog:
     def filling(self, rank: int) -> list[SlotId]:
         return [s for s, state in self._states.items() if s.rank == rank and isinstance(state, Filling)]
 
-    def newest(self, rank: int) -> Version | None:
-        """The newest version of which this node holds the rank's image."""
-        return max((held.version for slot, held in self.holding() if slot.rank == rank), default=None)
+    def versions(self, rank: int) -> list[Version]:
+        """The versions of which this node holds the rank's image."""
+        return [held.version for slot, held in self.holding() if slot.rank == rank]
 
     def free(self, rank: int) -> int:
         """How many slots the rank may fill at once."""
         return sum(isinstance(self.state(SlotId(rank, index)), Free) for index in range(self._slots))
 
-    def unfinished(self, rank: int) -> list[Version]:
-        """The versions that the slots of a rank are being filled with, or summed of."""
+    def unfinished(self, rank: int) -> tuple[Version, ...]:
+        """The versions that slots of the rank are being filled with, or summed of."""
         slots = (state for slot, state in self._states.items() if slot.rank == rank)
-        return [state.version for state in slots if isinstance(state, Filling | Recording)]
+        return tuple(sorted(state.version for state in slots if isinstance(state, Filling | Recording)))
 
     def recording(self) -> bool:
         """Whether any committed image is still being summed."""

@@ -75,7 +75,9 @@ def serve(
     run_dir: RunDir = None,
     segment_dir: Annotated[
         Path | None,
-        typer.Option(help="Where snapshots live; on a tmpfs (default below /dev/shm/ckptd).", show_default=False),
+        typer.Option(
+            help="Where snapshots live; on a tmpfs (default: /dev/shm/ckptd-UID/JOB-NODE).", show_default=False
+        ),
     ] = None,
     storage: Annotated[
         Path | None,
@@ -202,7 +204,7 @@ def demo(
         str | None, typer.Option(help="Trainers to kill while their nodes live, as 0,3.", show_default=False)
     ] = None,
     at_step: Annotated[int | None, typer.Option(help="When (default: in the middle).", show_default=False)] = None,
-    steps: Annotated[int, typer.Option(help="Length of the training.")] = 60,
+    steps: Annotated[int, typer.Option(help="Length of the training.")] = 40,
     seed: Annotated[int, typer.Option(help="Seed of the model and the data.")] = 1,
     workdir: Annotated[Path | None, typer.Option(help="Where logs and persisted steps go.", show_default=False)] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the run's directory with its persisted steps.")] = False,
@@ -232,7 +234,7 @@ def demo(
 def main() -> None:
     """Entry point: errors become one line and an exit code."""
     try:
-        app(standalone_mode=False)
+        sys.exit(app(standalone_mode=False))  # what a command ends with comes back as a number, or None
     except typer.Exit as done:
         sys.exit(done.exit_code)
     except typer.Abort:
@@ -287,7 +289,7 @@ def _print(content: dict[str, Any], as_json: bool, render: Callable[[dict[str, A
 def _pick(listing: dict[str, Any], step: str) -> Version:
     rows = [row for row in listing["steps"] if row["recoverable"]]
     if step != "latest":
-        if not step.isdigit():
+        if not (step.isascii() and step.isdigit()):
             raise UsageError(f"step {step!r}: expected a number or 'latest'")
         rows = [row for row in rows if row["step"] == int(step)]
     if not rows:

@@ -12,6 +12,7 @@ import queue
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeout  # not the built-in one before Python 3.11
 from typing import Any, TypeVar
 
 from ckptd.ckpt.errors import CkptdError, DaemonUnavailable
@@ -51,7 +52,7 @@ class Driver:
             ev.Send: lambda effect: self._peers.send(effect.to, effect.letter),
             ev.DropRecord: lambda effect: self._segments.drop(effect.slot),
             ev.DropParity: lambda effect: self._segments.drop_parity(effect.parity),
-            ev.Remember: lambda effect: self._segments.remember(effect.epoch, effect.sealed),
+            ev.Remember: self._remember,
             ev.Note: self._note,
             ev.MakeSlot: lambda effect: self._start(ev.MakeSlot, self._make_slot, effect),
             ev.Record: lambda effect: self._start(ev.Record, self._jobs.record, effect),
@@ -75,7 +76,7 @@ class Driver:
         try:
             self.post(question(ticket))
             answer = future.result(timeout_s)
-        except TimeoutError as error:
+        except FutureTimeout as error:
             raise DaemonUnavailable(f"no answer within {timeout_s:.0f} s; look at the daemon's log") from error
         finally:
             self._waiting.pop(ticket, None)
@@ -88,10 +89,16 @@ class Driver:
         future: Future[T] = Future()
 
         def run() -> None:
-            future.set_result(question(self._node))
+            try:
+                future.set_result(question(self._node))
+            except Exception as error:  # noqa: BLE001 - a question changes nothing: its failure is the asker's
+                future.set_exception(error)
 
         self._inbox.put(run)
-        return future.result(timeout_s)
+        try:
+            return future.result(timeout_s)
+        except FutureTimeout as error:
+            raise DaemonUnavailable(f"no answer within {timeout_s:.0f} s; look at the daemon's log") from error
 
     # ---- the node's thread ----------------------------------------------------------------------------
 
@@ -133,6 +140,12 @@ class Driver:
         future = self._waiting.get(effect.ticket)
         if future is not None and not future.done():
             future.set_result(effect.value)
+
+    def _remember(self, effect: ev.Remember) -> None:
+        try:
+            self._segments.remember(effect.epoch, effect.sealed)
+        except OSError as error:  # the tmpfs is full: the next change is kept again, and until then the peers know it
+            self._record.write("remember_failed", {"reason": str(error)})
 
     def _note(self, effect: ev.Note) -> None:
         self._record.write(effect.event, dict(effect.fields))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from ckptd.ckpt.config import Config
 from ckptd.ckpt.inventory import Held, Ledger, Parity, Part
 from ckptd.ckpt.model import Image, Table, Version
-from ckptd.ckpt.recovery import group_of, plan, sources_for, survey
+from ckptd.ckpt.recovery import forsaken, group_of, plan, sources_for, survey
 from ckptd.daemon import events as ev
 from ckptd.daemon.catalog import Catalog, Filling, Free, Holding
 
@@ -95,12 +95,15 @@ class Duties:
     def _rebuild(self, ledger: Ledger, catalog: Catalog, part: Part | None, now: float) -> list[ev.Effect]:
         if self._rebuilding or now < self._rebuild_after:
             return []
-        for table in self._restorable(ledger, catalog):
+        restorable = self._restorable(ledger, catalog)
+        gone = forsaken(ledger, self._config.groups) if restorable else set()
+        for table in restorable:
             effects: list[ev.Effect] = []
             targets = []
             for image in self._lacks(table, catalog):
-                slot = catalog.choose(image.rank, ledger.sealed, self.pinned(ledger, part))
-                if slot is None or self._passed(image, table.version, ledger, catalog):
+                slot = catalog.choose(image.rank, ledger.sealed, self.pinned(ledger, part), gone)
+                newer = [v for v in catalog.versions(image.rank) if v > table.version and v not in gone]
+                if slot is None or (newer and table.version != ledger.sealed):
                     continue  # the rank is alive and capturing here: its next snapshot makes this one unnecessary
                 if isinstance(catalog.state(slot), Holding):
                     effects.append(ev.DropRecord(slot))
@@ -122,11 +125,6 @@ class Duties:
         versions = [version for version in (chosen, ledger.sealed) if version is not None and version in tables]
         wanted = [tables[version] for version in dict.fromkeys(versions) if version >= (ledger.sealed or version)]
         return [table for table in wanted if not isinstance(sources_for(ledger, table, self._config.groups), str)]
-
-    def _passed(self, image: Image, version: Version, ledger: Ledger, catalog: Catalog) -> bool:
-        """Whether an image is of no use any more: not of the sealed version, and the rank has captured a newer one."""
-        newest = catalog.newest(image.rank)
-        return version != ledger.sealed and newest is not None and newest > version
 
     def _lacks(self, table: Table, catalog: Catalog) -> list[Image]:
         payload = table.payload(self._config.node)

@@ -63,6 +63,8 @@ class Fetcher:
             count = min(WINDOW, image.pieces - first)
             wanted = Range(table.version, image, first, count)
             self._read(ledger, node, wanted, into[first * PIECE : min(image.size, (first + count) * PIECE)])
+        if digest_of(sums_of(into), image.size) != image.digest:
+            raise CorruptionError(f"rank {image.rank} of {table.version} from node {node} fails the image's digest")
 
     def decode(self, ledger: Ledger, table: Table, node: int, image: Image, into: memoryview) -> None:
         """Decode an image of the lost node's payload from any k symbols of each stripe that it spans.
@@ -130,10 +132,10 @@ class Fetcher:
                         raise result
                 target = view[offset * PIECE : (offset + count) * PIECE]
                 group.code.encode([d for d in data if not isinstance(d, CkptdError)], [parity.row], [target])
-        except CkptdError:
+            self._segments.record_parity(name, parity, table, group.code.rows)
+        except (CkptdError, OSError):
             self._segments.abandon_parity(name, units * PIECE)
             raise
-        self._segments.record_parity(name, parity, table, group.code.rows)
 
     # ---- symbols ----------------------------------------------------------------------------------
 

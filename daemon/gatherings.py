@@ -16,19 +16,27 @@ class Gatherings:
         self._bring, self._let_go = bring, let_go
         self._lock = threading.Lock()
         self._version: Version | None = None
+        self._life = -1
         self._found: list[Found] = []
         self._users = 0
 
-    def gather(self, version: Version) -> list[Found]:
-        """The version's images; brought by the first caller while the others wait for it. Raises what `bring` raises."""
+    def gather(self, version: Version, life: int) -> list[Found]:
+        """The version's images; brought by the first caller of a `life` (epoch) while the others wait for it.
+
+        What an earlier life found was verified then, and may have changed since. Raises what `bring` raises.
+        """
         with self._lock:
-            if self._version != version:
+            if (self._version, self._life) != (version, life):
                 # An earlier restore whose ranks died before they let go must not fill the memory.
                 if self._version is not None:
                     self._let_go(self._version)
                 self._version, self._users = None, 0
-                self._found = self._bring(version)
-                self._version = version
+                try:
+                    self._found = self._bring(version)
+                    self._version, self._life = version, life
+                finally:
+                    if self._version is None:
+                        self._let_go(version)  # what was brought before it failed must not fill the memory either
             self._users += 1
             return self._found
 

@@ -246,13 +246,13 @@ class Node:
     # ---- capture ------------------------------------------------------------------------------
 
     def _on_begin(self, event: ev.BeginAsked, now: float) -> list[ev.Effect]:
-        captured = self.catalog.newest(event.rank)
+        captured = max(self.catalog.versions(event.rank), default=None)
         problem = self.ranks.begin(event.rank, event.version, epoch=self.epoch, captured=captured)
         if problem:
             return [refuse(event.ticket, problem)]
         self._discard_unfinished(event.rank)  # it may have begun another without ending that one
         self._changed = True
-        slot_id = self._slot_for(event.rank)
+        slot_id = self._slot_for(event.rank, event.version)
         if slot_id is None:
             self.skipped += 1
             return [ev.Answer(event.ticket, None), note("skipped", rank=event.rank, **named(event.version))]
@@ -260,14 +260,15 @@ class Node:
         self.catalog.act(slot_id, "grant", Filling(event.version))
         return [*([ev.DropRecord(slot_id)] if had_record else []), ev.MakeSlot(event.ticket, slot_id, event.size)]
 
-    def _slot_for(self, rank: int) -> ev.SlotId | None:
+    def _slot_for(self, rank: int, version: Version) -> ev.SlotId | None:
         """A slot that the rank may fill. Before the segments are scanned nobody knows what stands in them."""
         if not self.scanned:
             return None
         pinned = self.duties.pinned(self.ledger, self.part)
         slot = self.catalog.choose(rank, self.sealed, pinned)
         if slot is None and self.ledger is not None:
-            slot = self.catalog.choose(rank, self.sealed, pinned, making_way(self.ledger, self.config.groups))
+            forsaken = making_way(self.ledger, version, self.config.groups)
+            slot = self.catalog.choose(rank, self.sealed, pinned, forsaken)
         return slot
 
     def _owns(self, slot: ev.SlotId, version: Version, kind: type) -> bool:

@@ -7,7 +7,6 @@ one to each node is worth sending, so a slow or dead peer costs one mailbox and 
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import secrets
 import threading
@@ -154,9 +153,11 @@ class _Mailbox:
                 letters = list(self._waiting.values())
                 self._waiting.clear()
             for letter in letters:
-                # A channel that was closed under the call raises ValueError.
-                with contextlib.suppress(ValueError):
-                    self._send(letter_out(letter))
+                body = letter_out(letter)
+                try:
+                    self._send(body)
+                except ValueError:  # the channel was closed under the call
+                    return
 
     def _send(self, body: bytes) -> None:
         try:

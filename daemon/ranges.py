@@ -76,7 +76,12 @@ class RangeServer:
 
     def __init__(self, host: str, holder: Holder, *, job: str, secret: bytes) -> None:
         self._holder, self._job, self._secret = holder, job, secret
-        self._listener = socket.create_server((host, 0), backlog=64)
+        try:
+            self._listener = socket.create_server((host, 0), backlog=64)
+        except OSError as error:
+            raise AccessError(
+                f"cannot listen on {host}: {error.strerror}; --nodes must name an address of this machine for this node"
+            ) from error
         self.port: int = self._listener.getsockname()[1]
         self._slots = threading.BoundedSemaphore(CONNECTIONS_MAX)
         self._connections: set[socket.socket] = set()

@@ -86,11 +86,9 @@ class Ranks:
 
     def captures(self, catalog: Catalog) -> tuple[Captures, ...]:
         """How far each rank is, for the report."""
-        return tuple(Captures(rank, catalog.free(rank), self._next(rank, catalog)) for rank, _ in self)
-
-    def _next(self, rank: int, catalog: Catalog) -> Version | None:
-        begun = self._trainers[rank].begun
-        return min([Version(begun.epoch, begun.step + 1), *catalog.unfinished(rank)]) if begun else None
+        return tuple(
+            Captures(rank, catalog.free(rank), trainer.begun, catalog.unfinished(rank)) for rank, trainer in self
+        )
 
     def _unattached(self, rank: int) -> AccessError:
         return AccessError(f"rank {rank} is not attached to node {self._node}; attach first")

@@ -19,16 +19,19 @@ class EventRecord:
     def __init__(self, path: Path, node: int) -> None:
         self._path, self._node = path, node
         self._lock = threading.Lock()
-        self._file = path.open("a", buffering=1)
+        self._file = path.open("ab", buffering=0)
 
     def write(self, event: str, fields: dict[str, object]) -> None:
         """Add an entry with the wall-clock time."""
         entry = {"t": time.time(), "node": self._node, "event": event, **fields}
         with self._lock:
             if not self._file.closed:
-                self._file.write(json.dumps(entry) + "\n")
-                if self._file.tell() > _ROTATE_BYTES:
-                    self._rotate()
+                try:
+                    self._file.write(json.dumps(entry).encode() + b"\n")
+                    if self._file.tell() > _ROTATE_BYTES:
+                        self._rotate()
+                except OSError as error:  # a full disk must not end a daemon whose snapshots are in memory
+                    log.warning("%s: %s; an event is not in it", self._path, error.strerror)
         details = " ".join(f"{name}={value}" for name, value in fields.items())
         log.log(logging.DEBUG if event == "captured" else logging.INFO, "%s %s", event, details)
 
@@ -37,6 +40,6 @@ class EventRecord:
             self._file.close()
 
     def _rotate(self) -> None:
-        self._file.close()
         self._path.rename(self._path.with_name(self._path.name + ".1"))
-        self._file = self._path.open("a", buffering=1)
+        full, self._file = self._file, self._path.open("ab", buffering=0)
+        full.close()

@@ -142,7 +142,7 @@ class Segments:
         """The slot's file, of exactly `size` bytes: the one it has, a spare one, or a new one. Raises MemoryBudgetError."""
         with self._lock:
             name, found = self._assigned.get(slot, ("", -1))
-            if found == size:
+            if found == size and (self.directory / name).exists():  # somebody may have tidied up /dev/shm
                 return self.directory / name
             if name:
                 del self._assigned[slot]
@@ -344,9 +344,9 @@ class Segments:
         return name
 
     def _take_spare(self, prefix: str, size: int) -> str | None:
-        for item in self._spare:
-            if item[1] == size and item[0].startswith(prefix):
-                self._spare.remove(item)
+        for item in [item for item in self._spare if item[1] == size and item[0].startswith(prefix)]:
+            self._spare.remove(item)
+            if (self.directory / item[0]).exists():
                 return item[0]
         return None
 

@@ -24,7 +24,7 @@ from ckptd.ckpt.errors import AccessError, CkptdError, CorruptionError, Unrecove
 from ckptd.ckpt.inventory import Ledger
 from ckptd.ckpt.model import Version, check_job_name
 from ckptd.ckpt.recovery import is_settled
-from ckptd.ckpt.tables import PID_MAX, RANKS_MAX, SIZE_MAX, number
+from ckptd.ckpt.tables import PID_MAX, RANKS_MAX, SIZE_MAX, STEP_MAX, number
 from ckptd.ckpt.wire import ckptd_pb2 as pb
 from ckptd.ckpt.wire.rpc import ERROR_KEY, LOCAL, METHODS, status_of
 from ckptd.ckpt.wire.translate import version_in, version_out
@@ -75,7 +75,8 @@ class LocalServer:
             try:
                 return method(message)
             except CorruptionError as error:
-                _fail(context, UsageError(str(error)) if name in ("Attach", "Begin", "Reserve") else error)
+                # Only the bytes that a gather reads can be corrupt; elsewhere it is the request that makes no sense.
+                _fail(context, error if name == "Gather" else UsageError(str(error)))
             except CkptdError as error:
                 _fail(context, error)
             raise AssertionError("abort does not return")
@@ -108,11 +109,13 @@ class LocalServer:
         )
 
     def join(self, request: pb.JoinRequest) -> pb.Empty:
-        self._driver.ask(lambda ticket: ev.JoinAsked(ticket, request.rank, request.epoch), _ANSWER_S)
+        epoch = number("epoch", request.epoch, STEP_MAX)
+        self._driver.ask(lambda ticket: ev.JoinAsked(ticket, request.rank, epoch), _ANSWER_S)
         return pb.Empty()
 
     def gather(self, request: pb.GatherRequest) -> pb.GatherReply:
-        found = self._gatherings.gather(version_in(request.version))
+        life = self._driver.look(lambda node: node.epoch)
+        found = self._gatherings.gather(version_in(request.version), life)
         images = [pb.Found(rank=f.rank, path=str(f.path), size=f.size, source=f.source) for f in found]
         return pb.GatherReply(images=images)
 
@@ -139,14 +142,12 @@ class LocalServer:
         return pb.Empty()
 
     def reserve(self, request: pb.ReserveRequest) -> pb.Empty:
-        size = number("size", request.size, SIZE_MAX)
-        self._segments.reserve(number("rank", request.rank, RANKS_MAX), size, self._config.slots)
+        rank, size = number("rank", request.rank, RANKS_MAX), _size(request.size)
+        self._segments.reserve(rank, size, self._config.slots)
         return pb.Empty()
 
     def begin(self, request: pb.BeginRequest) -> pb.BeginReply:
-        version, size = version_in(request.version), number("size", request.size, SIZE_MAX)
-        if size == 0:
-            raise UsageError("an image of 0 bytes; a safetensors file has at least a header")
+        version, size = version_in(request.version), _size(request.size)
         answer: ev.Granted | None = self._driver.ask(
             lambda ticket: ev.BeginAsked(ticket, request.rank, version, size), _ANSWER_S
         )
@@ -167,6 +168,8 @@ class LocalServer:
     def wait(self, request: pb.WaitRequest) -> pb.WaitReply:
         if request.level not in LEVELS:
             raise UsageError(f"level {request.level!r}: expected one of {', '.join(LEVELS)}")
+        if not request.timeout_s >= 0.0:
+            raise UsageError(f"timeout {request.timeout_s} s: expected 0 or more")
         version, deadline = version_in(request.version), time.monotonic() + min(request.timeout_s, 3600.0)
         while True:
             level = self._driver.look(lambda node: node.level(version))
@@ -204,6 +207,12 @@ class LocalServer:
             raise AccessError(
                 f"the daemon at {self.socket} serves job {self._config.job!r}, not {job!r}; set CKPTD_JOB or CKPTD_RUN_DIR"
             )
+
+
+def _size(size: int) -> int:
+    if size == 0:
+        raise UsageError("an image of 0 bytes; a safetensors file has at least a header")
+    return number("size", size, SIZE_MAX)
 
 
 def _document(content: object) -> pb.Document:

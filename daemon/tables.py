@@ -18,6 +18,11 @@ def _table(title: str, *columns: str) -> Table:
     return table
 
 
+def _row(table: Table, *cells: object, style: str = "") -> None:
+    """Add a row of plain text: what comes from outside may hold brackets, which rich would take for markup."""
+    table.add_row(*(Text(str(cell)) for cell in cells), style=style)
+
+
 def _version(value: dict[str, int] | None) -> str:
     return f"{value['step']} (epoch {value['epoch']})" if value else "-"
 
@@ -38,7 +43,7 @@ def status(content: dict[str, Any]) -> RenderableType:
         style = "red" if row["state"] == "lost" else ""
         captured = _version(row["captured"])
         cells = (row["node"], row["address"], row["state"], ranks, captured, row["images"], row["parities"])
-        table.add_row(*map(str, cells), style=style)
+        _row(table, *cells, style=style)
     if not content["nodes"]:
         return Text(f"job {content['job']}: {content['reason']}")
     tolerated = content["losses_tolerated"]
@@ -62,7 +67,7 @@ def steps(content: dict[str, Any]) -> RenderableType:
     for row in content["steps"]:
         note = row.get("path", "") if row["recoverable"] else row["reason"]
         where = ", ".join(row["where"]) or "no"
-        table.add_row(str(row["step"]), str(row["epoch"]), where, note, style="" if row["recoverable"] else "dim")
+        _row(table, row["step"], row["epoch"], where, note, style="" if row["recoverable"] else "dim")
     return Group(table, Text(f"a restart would take step {_version(content['next_restore'])}: {content['reason']}"))
 
 
@@ -71,14 +76,16 @@ def checks(content: dict[str, Any]) -> RenderableType:
     for row in content["checked"]:
         size = decimal(row["bytes"]) if "bytes" in row else "-"
         result = "ok" if row["ok"] else row["reason"]
-        table.add_row(
-            row["kind"], row["what"], str(row.get("step", "-")), size, result, style="" if row["ok"] else "red"
-        )
+        _row(table, row["kind"], row["what"], row.get("step", "-"), size, result, style="" if row["ok"] else "red")
     bad = sum(1 for row in content["checked"] if not row["ok"])
+    if not content["checked"]:
+        return Text(f"node {content['node']}: nothing to check, no slot, parity or file is here")
     return Group(table, Text("all is well" if not bad else f"{bad} damaged; they count as lost from now on"))
 
 
 def rebuilt(content: dict[str, Any]) -> RenderableType:
+    if content["reason"]:
+        return Text(f"node {content['node']}: {content['reason']}", style="" if content["ok"] else "red")
     if content["ok"]:
         return Text(f"node {content['node']} holds its whole payload of step {_version(content['restorable'])}")
     missing = ", ".join(f"rank {row['rank']} of step {row['step']}" for row in content["missing"])
@@ -94,5 +101,5 @@ def exported(content: dict[str, Any]) -> RenderableType:
 def _facts(*pairs: tuple[str, str]) -> Table:
     table = Table.grid(padding=(0, 2))
     for name, value in pairs:
-        table.add_row(name, value)
+        _row(table, name, value)
     return table

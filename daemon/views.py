@@ -105,10 +105,18 @@ def rebuild_state(node: Node) -> dict[str, Any]:
     best = plan(ledger, (), node.config.groups).version if ledger else None
     lacking = node.duties.lacking(ledger, node.catalog) if ledger else []
     missing = [{"rank": rank, **(named(version) or {})} for version, rank in lacking if version == best]
+    reason = (
+        "no collector has been heard yet"
+        if ledger is None
+        else ""
+        if best
+        else "no step is in memory, nothing to rebuild"
+    )
     return {
         "node": node.config.node,
         "busy": node.duties.rebuilding,
         "restorable": named(best),
         "missing": missing,
-        "ok": not missing,
+        "ok": ledger is not None and not missing,
+        "reason": reason,
     }

@@ -147,6 +147,8 @@ class EventLog:
             with self.path.open("a") as file:
                 file.write(json.dumps(about | fields) + "\n")
         elif self.rank == 0:
+            if "loss" in fields:  # exact bits are for programs
+                fields["loss"] = f"{float.fromhex(fields['loss']):.6f}"
             print(event, *(f"{name}={value}" for name, value in fields.items()), flush=True)
 
 

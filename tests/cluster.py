@@ -84,7 +84,7 @@ class Cluster:
         self.storage = self._folder / "storage"
         network = next(_counter)
         self.addresses = [
-            _free_address(f"127.{77 + network // 200}.{network % 200}.{node + 1}") for node in range(nodes)
+            free_address(f"127.{77 + network // 200}.{network % 200}.{node + 1}") for node in range(nodes)
         ]
 
     def __enter__(self) -> Cluster:  # noqa: PYI034 - `Self` needs Python 3.11
@@ -283,7 +283,8 @@ class Cluster:
         until(whole, f"node {node} rebuilt")
 
 
-def _free_address(host: str) -> str:
+def free_address(host: str) -> str:
+    """host:port with a port that is free now: a daemon's port must be known before it starts."""
     with socket.socket() as probe:
         probe.bind((host, 0))
         return f"{host}:{probe.getsockname()[1]}"
@@ -300,18 +301,18 @@ def shm_dir() -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def daemon_here(config: Config) -> Iterator[Driver]:
+def daemon_here(config: Config, *, clean: bool = True) -> Iterator[Driver]:
     """A daemon's parts in threads of this process: for tests of its edges that need not lose it."""
     stopping = threading.Event()
     private_dir(config.run_dir)
     with contextlib.ExitStack() as parts:
         segments = Segments(config.segment_dir, config.memory_bytes)
-        parts.callback(segments.close, clean=True)
+        parts.callback(segments.close, clean=clean)
         record = EventRecord(config.run_dir / "events.jsonl", config.node)
         parts.callback(record.close)
         driver = _assemble(config, segments, record, parts)
         thread = threading.Thread(target=driver.run, args=(stopping.is_set,), name="driver")
         thread.start()
         parts.callback(thread.join)
-        parts.callback(stopping.set)
+        parts.callback(driver._inbox.put, stopping.set)  # it wakes up at once
         yield driver

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from ckptd.ckpt.inventory import ORIGINS, Held, Ledger, Parity, Part, Report
+from ckptd.ckpt.inventory import ORIGINS, Captures, Held, Ledger, Parity, Part, Report
 from ckptd.ckpt.model import Image, Payload, Table, Version
 
 NODES = 8
@@ -46,6 +46,11 @@ boots = st.text(min_size=1, max_size=64)
 maybe_version = st.none() | versions
 
 
+def _captures() -> st.SearchStrategy[Captures]:
+    numbers = st.integers(0, 2**20 - 1)
+    return st.builds(Captures, numbers, numbers, maybe_version, st.lists(versions, max_size=2).map(tuple))
+
+
 def reports(node: st.SearchStrategy[int]) -> st.SearchStrategy[Report]:
     """Reports of a node of the job."""
     ranks = st.tuples(st.integers(0, 2**20 - 1), st.integers(0, 2**31 - 1))
@@ -57,7 +62,7 @@ def reports(node: st.SearchStrategy[int]) -> st.SearchStrategy[Report]:
         data_port=st.integers(0, 65535),
         epoch=st.integers(0, 2**53 - 1),
         ranks=st.lists(ranks, max_size=3).map(tuple),
-        awaits=st.lists(st.tuples(st.integers(0, 2**20 - 1), versions), max_size=2).map(tuple),
+        captures=st.lists(_captures(), max_size=2).map(tuple),
         held=st.lists(_held(), max_size=3).map(tuple),
         parities=st.lists(parities, max_size=3).map(tuple),
         tables=st.lists(tables, max_size=2).map(tuple),

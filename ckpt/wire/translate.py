@@ -40,6 +40,16 @@ def _table_in(message: pb.Table) -> Table:
     return check_table(Table(version_in(message.version), number("world", message.world, RANKS_MAX), payloads))
 
 
+def _captures_out(captures: Captures) -> pb.Captures:
+    unfinished = [pb.Version(epoch=version.epoch, step=version.step) for version in captures.unfinished]
+    return pb.Captures(rank=captures.rank, free=captures.free, begun=version_out(captures.begun), unfinished=unfinished)
+
+
+def _captures_in(message: pb.Captures) -> Captures:
+    rank, free = number("rank", message.rank, RANKS_MAX), number("free slots", message.free, RANKS_MAX)
+    return Captures(rank, free, _maybe(message, "begun"), tuple(version_in(item) for item in message.unfinished))
+
+
 def _report_out(report: Report) -> pb.Report:
     message = pb.Report(
         node=report.node,
@@ -48,7 +58,7 @@ def _report_out(report: Report) -> pb.Report:
         data_port=report.data_port,
         epoch=report.epoch,
         ranks=[pb.Attached(rank=rank, pid=pid) for rank, pid in report.ranks],
-        captures=[pb.Captures(rank=c.rank, next=version_out(c.next), free=c.free) for c in report.captures],
+        captures=[_captures_out(captures) for captures in report.captures],
         held=[
             pb.Held(version=version_out(h.version), world=h.world, image=_image_out(h.image), origin=h.origin)
             for h in report.held
@@ -89,9 +99,7 @@ def _report_in(message: pb.Report) -> Report:
         data_port=number("data port", message.data_port, 65536),
         epoch=number("epoch", message.epoch, STEP_MAX),
         ranks=tuple((number("rank", item.rank, RANKS_MAX), number("pid", item.pid, PID_MAX)) for item in message.ranks),
-        captures=tuple(
-            Captures(number("rank", item.rank, RANKS_MAX), item.free, _maybe(item, "next")) for item in message.captures
-        ),
+        captures=tuple(_captures_in(item) for item in message.captures),
         held=tuple(_held_in(item) for item in message.held),
         parities=tuple(Parity(version_in(p.version), p.group, p.stripe, p.row) for p in message.parities),
         tables=tuple(_table_in(table) for table in message.tables),

@@ -43,7 +43,7 @@ class DemoOptions:
     """Trainers to kill while their nodes live."""
     at_step: int | None = None
     """The fault happens when every rank has finished this step. None: in the middle."""
-    steps: int = 60
+    steps: int = 40
     seed: int = 1
     persist_every: int = 10
     """Steps between two that are written to storage."""

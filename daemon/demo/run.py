@@ -97,7 +97,7 @@ def uninterrupted(options: DemoOptions, stage: Stage) -> Sequence[Event]:
 def recovered(options: DemoOptions, stage: Stage) -> tuple[Sequence[Event], Sequence[Mapping[str, Any]], float]:
     """Train with checkpoints and the fault; returns all events, what each node says at the end, and when it struck."""
     stage.begin_run("faulty", options.timeout_s, options.steps)
-    stage.say(f"the same with checkpoints: {options.nodes} daemons, {options.nodes} torchrun agents", "bold")
+    stage.say("the same with checkpoints: on each node a daemon and a torchrun agent", "bold")
     nodes = range(options.nodes)
     follow_trainers(stage, "faulty")
     start_nodes(stage, nodes)

@@ -60,7 +60,7 @@ def test_defaults_are_enough_for_one_node(monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     config = read(job="j").config()
     assert config.run_dir == tmp_path / "ckptd" / "j"
-    assert config.segment_dir == Path(f"/dev/shm/ckptd/{os.getuid()}-j-0")
+    assert config.segment_dir == Path(f"/dev/shm/ckptd-{os.getuid()}/j-0")  # nothing that users share
     assert config.storage is None
     monkeypatch.delenv("XDG_RUNTIME_DIR")
     assert runtime_root() == Path(tempfile.gettempdir()) / f"ckptd-{os.getuid()}"

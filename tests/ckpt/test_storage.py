@@ -132,7 +132,7 @@ def test_unfinished_older_steps_are_swept(storage: Storage) -> None:
 
 
 def test_synced_and_named_in_the_right_order(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Images, their names, the manifest, its name, then the directory's own name: each is synced before the next."""
+    """The job's folder, images, their names, the manifest, its name, the step's own name: each is synced before the next."""
     calls: list[str] = []
     fsync, rename = os.fsync, Path.rename
 
@@ -150,7 +150,7 @@ def test_synced_and_named_in_the_right_order(storage: Storage, monkeypatch: pyte
     final, writing = manifest.dir_name(V12), f".writing-{manifest.dir_name(V12)}"
     files = ["rank-00000.safetensors", "rank-00001.safetensors", "manifest.json"]
     of_files = [call for name in files for call in (f"fsync {name}.tmp", f"rename {name}", f"fsync {writing}")]
-    assert calls == [*of_files, f"rename {final}", f"fsync {JOB}"]
+    assert calls == ["fsync root", *of_files, f"rename {final}", f"fsync {JOB}"]
 
 
 def torn(path: Path) -> None:

@@ -17,7 +17,7 @@ from ckptd.daemon import events as ev
 
 FAULTS_S = 6.0
 PROGRESS_S = 20.0
-FAULTS = ("trainer", "daemon", "fuse", "node", "cut", "storage", "damage", "net", "capture")
+FAULTS = ("trainer", "daemon", "fuse", "node", "cut", "cut_at_seal", "storage", "damage", "net", "capture")
 
 
 class Chaos:
@@ -40,6 +40,7 @@ class Chaos:
         sizes = [self.rng.choice((100, 700, 3000, 300_000)) for _ in range(ranks)]
         place = [rank % nodes for rank in range(ranks)]
         self.job = Job(self.world, place, sizes, step_s=self.rng.choice((0.05, 0.2, 0.4)))
+        self.job.moves = self.rng.choice((0.0, 0.0, 0.5))
         self.world.net = self._net()
         self.judged: set[int] = set()
         self.trace: list[str] = []
@@ -78,7 +79,8 @@ class Chaos:
 
     def _net(self) -> Net:
         slow = self.rng.choice((0.005, 0.05, 0.2))
-        return Net((0.0005, slow), loss=self.rng.choice((0.0, 0.05, 0.3)), repeat=self.rng.choice((0.0, 0.2)))
+        loss, repeat, late = (self.rng.choice(rates) for rates in ((0.0, 0.05, 0.3), (0.0, 0.2), (0.0, 0.02)))
+        return Net((0.0005, slow), loss=loss, repeat=repeat, late=late)
 
     def _some_host(self) -> int:
         return self.rng.randrange(len(self.world.hosts))
@@ -129,6 +131,12 @@ class Chaos:
         lasts = self.rng.uniform(0.3, 2.5)
         self.calm_since = max(self.calm_since, self.world.now + lasts)
         self.world.at(lasts, self.world.cuts.clear)
+
+    def _cut_at_seal(self) -> None:
+        """The cluster falls in two just when somebody has learned of a seal and the others have not."""
+        before = self.world.sealed
+        self.world.run(1.0, lambda: self.world.sealed != before)
+        self._cut()
 
     def _storage(self) -> None:
         self.world.storage_works = not self.world.storage_works

@@ -32,7 +32,8 @@ class Hands:
         event = ev.ReportCame(letter) if isinstance(letter, Report) else ev.LedgerCame(letter)
         copies = 0 if world.rng.random() < world.net.loss else 1 + (world.rng.random() < world.net.repeat)
         for _ in range(copies):
-            delay = world.within(world.net.delay_s)
+            late = world.rng.random() < world.net.late
+            delay = world.rng.uniform(0.3, 3.0) if late else world.within(world.net.delay_s)
             world.at(delay, lambda: None if (host.index, to.index) in world.cuts else world.tell(to, event))
 
     def _droprecord(self, host: Host, effect: ev.DropRecord) -> None:

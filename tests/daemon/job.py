@@ -70,6 +70,8 @@ class Job:
         self.fill_s = (0.0, 0.05)
         self.restart_s = (0.2, 0.6)
         self.linger_s = (0.0, 0.5)
+        self.moves = 0.0
+        """How often the ranks change places at a restart."""
         self.lives: list[Life] = []
         self.granted = self.skipped = self.refused = 0
         self.stopped = False
@@ -86,6 +88,8 @@ class Job:
         if any(self.world.hosts[node].node is None for node in self.place):
             self.world.at(0.1, self.launch)
             return
+        if self.lives and self.world.rng.random() < self.moves:
+            self.world.rng.shuffle(self.place)
         first = self._pids
         self._pids += len(self.place)
         life = Life([Proc(rank, node, first + rank) for rank, node in enumerate(self.place)])

@@ -36,6 +36,8 @@ class Net:
     delay_s: tuple[float, float] = (0.001, 0.01)
     loss: float = 0.0
     repeat: float = 0.0
+    late: float = 0.0
+    """How many letters come seconds late."""
 
 
 class World:

@@ -1,80 +1,20 @@
-"""The segment directory: what is recorded is found again, what does not match its record is not, and files are used again."""
+"""The segment directory: what is recorded is found again, and what does not match its record is not."""
 
 from __future__ import annotations
 
 import json
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.cluster import shm_dir
+from tests.daemon_edges.segment_life import PARITY, SIZE, SLOT, TABLE, V1, V2, Life, capture, files, make_parity
 from tests.payload import bytes_of, flip
 
-from ckptd.ckpt.errors import AccessError, MemoryBudgetError
-from ckptd.ckpt.inventory import Parity
-from ckptd.ckpt.model import PIECE, Image, Payload, Table, Version
+from ckptd.ckpt.model import PIECE
 from ckptd.daemon.events import Damaged, FoundParity, FoundSlot, ParityDamaged, SlotId
 from ckptd.daemon.segments import Segments
-
-V1, V2 = Version(1, 1), Version(1, 2)
-SIZE = 2 * PIECE + 100
-SLOT = SlotId(3, 1)
-PARITY = Parity(V1, 0, 2, 1)
-ROWS = ((1, 2), (3, 4))
-TABLE = Table(V1, 1, (Payload(0, (Image(0, 100, "ab" * 16),)),))
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    with shm_dir() as path:
-        yield path / "segments"
-
-
-class Life:
-    """One directory and the daemons that have it, one after the other."""
-
-    def __init__(self, folder: Path) -> None:
-        self.segments = Segments(folder)
-
-    def again(self) -> Segments:
-        """The directory as the next daemon finds it: nothing was put in order before."""
-        self.segments.close(clean=False)
-        self.segments = Segments(self.segments.directory)
-        return self.segments
-
-
-@pytest.fixture
-def life(folder: Path) -> Iterator[Life]:
-    made = Life(folder)
-    yield made
-    made.segments.close(clean=False)
-
-
-@pytest.fixture
-def segments(life: Life) -> Segments:
-    return life.segments
-
-
-def capture(segments: Segments, slot: SlotId, version: Version, size: int = SIZE) -> Image:
-    """What a trainer and the daemon do."""
-    path = segments.file_for(slot, size)
-    segments.drop(slot)
-    path.write_bytes(b"")  # the file keeps its inode, not its length
-    path.write_bytes(bytes_of(version, slot.rank, size))
-    return segments.record(slot, version, 4)
-
-
-def make_parity(segments: Segments, parity: Parity = PARITY, pieces: int = 2) -> bytes:
-    name, view = segments.new_parity(pieces * PIECE)
-    view[:] = bytes_of(parity.version, parity.stripe, pieces * PIECE)
-    segments.record_parity(name, parity, TABLE, ROWS)
-    return bytes(view)
-
-
-def files(segments: Segments, suffix: str) -> list[str]:
-    return sorted(path.name for path in segments.directory.glob(f"*{suffix}"))
 
 
 def test_what_is_recorded_is_found_again(life: Life, segments: Segments) -> None:
@@ -282,138 +222,3 @@ def test_a_crash_before_the_record_leaves_nothing(life: Life, segments: Segments
     assert later.scan() == ((), ())
     assert later.file_for(SlotId(3, 2), SIZE) == path
     capture(later, SLOT, V1)
-
-
-def test_a_dropped_slot_keeps_its_file(segments: Segments) -> None:
-    """The record goes before the bytes change, and the same pages are filled again."""
-    first = segments.file_for(SLOT, SIZE)
-    capture(segments, SLOT, V1)
-    segments.drop(SLOT)
-    assert segments.image(V1, 3) is None
-    assert files(segments, ".json") == []
-    assert segments.file_for(SLOT, SIZE) == first
-    capture(segments, SLOT, V2)
-    assert segments.file_for(SLOT, SIZE) == first
-    assert len(files(segments, ".safetensors")) == 1
-
-
-def test_another_size_makes_another_file(segments: Segments) -> None:
-    """When the layout changes, the old file goes and the new one has exactly the new size."""
-    capture(segments, SLOT, V1)
-    segments.drop(SLOT)
-    path = segments.file_for(SLOT, SIZE + 1)
-    assert path.stat().st_size == SIZE + 1
-    assert files(segments, ".safetensors") == [path.name]
-    assert segments.usage() == {"payload": SIZE + 1, "parity": 0}
-
-
-def test_reserved_files_are_taken_first(segments: Segments) -> None:
-    """`reserve` makes what is missing and no more; slots then take those files; a new size replaces the spare ones."""
-    segments.reserve(3, SIZE, 3)
-    reserved = set(files(segments, ".safetensors"))
-    segments.reserve(3, SIZE, 3)
-    assert set(files(segments, ".safetensors")) == reserved
-    assert len(reserved) == 3
-    taken = {segments.file_for(SlotId(3, index), SIZE).name for index in range(2)}
-    assert taken < reserved
-    segments.reserve(3, SIZE, 3)
-    assert set(files(segments, ".safetensors")) == reserved
-    other = segments.file_for(SlotId(4, 0), SIZE).name
-    assert other not in reserved
-    segments.reserve(3, SIZE + 1, 3)
-    now = set(files(segments, ".safetensors"))
-    assert now & reserved == taken  # slots keep theirs until they are filled again
-    assert segments.usage()["payload"] == 3 * SIZE + 3 * (SIZE + 1)
-
-
-def test_the_budget_is_kept(folder: Path) -> None:
-    """No file is made beyond the budget; the message has the numbers; what was given up makes room again."""
-    segments = Segments(folder, memory_bytes=3 * PIECE)
-    path = segments.file_for(SLOT, 2 * PIECE)
-    with pytest.raises(
-        MemoryBudgetError, match=f"take {2 * PIECE} bytes and {2 * PIECE} more are needed, the budget is"
-    ):
-        segments.file_for(SlotId(3, 0), 2 * PIECE)
-    with pytest.raises(MemoryBudgetError):
-        segments.new_parity(2 * PIECE)
-    with pytest.raises(MemoryBudgetError):
-        segments.reserve(3, 2 * PIECE, 2)
-    segments.new_parity(PIECE)
-    with pytest.raises(MemoryBudgetError):
-        segments.file_for(SLOT, 3 * PIECE)
-    assert not path.exists()
-    segments.file_for(SLOT, PIECE)
-    segments.close(clean=True)
-    assert not folder.exists()
-
-
-def test_a_parity_file_is_used_again(segments: Segments) -> None:
-    """A parity that was dropped or abandoned gives its file to the next one of its length; other lengths are removed."""
-    make_parity(segments)
-    (name,) = files(segments, ".bin")
-    segments.drop_parity(PARITY)
-    segments.drop_parity(PARITY)
-    assert segments.parity(PARITY) is None
-    assert segments.new_parity(2 * PIECE)[0] == name
-    segments.abandon_parity(name, 2 * PIECE)
-    assert segments.new_parity(2 * PIECE)[0] == name
-    segments.abandon_parity(name, 2 * PIECE)
-    longer = Parity(V2, 0, 2, 1)
-    make_parity(segments, longer, pieces=3)
-    make_parity(segments, Parity(V2, 0, 3, 0), pieces=3)
-    segments.drop_parity(longer)
-    assert name not in files(segments, ".bin")
-    assert segments.usage() == {"payload": 0, "parity": 6 * PIECE}
-
-
-def test_a_parity_that_could_not_be_recorded_is_not_lost_memory(
-    segments: Segments, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Where the record can't be written, the parity is not kept and its file can be used again."""
-    name, _ = segments.new_parity(PIECE)
-
-    def full(path: Path, text: str) -> int:
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_text", full)
-        with pytest.raises(OSError, match="No space"):
-            segments.record_parity(name, PARITY, TABLE, ROWS)
-    assert segments.parity(PARITY) is None
-    segments.abandon_parity(name, PIECE)
-    assert segments.new_parity(PIECE)[0] == name
-
-
-def test_usage_while_files_come_and_go(segments: Segments, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file that is removed while the bytes are added up is not counted, and no error."""
-    capture(segments, SLOT, V1)
-    make_parity(segments)
-    listed = [*segments.directory.iterdir(), segments.directory / "rank-00009.00000000.safetensors"]
-    monkeypatch.setattr(Path, "iterdir", lambda _: iter(listed))
-    assert segments.usage() == {"payload": SIZE, "parity": 2 * PIECE}
-
-
-def test_images_brought_for_a_restore(life: Life, segments: Segments) -> None:
-    """They lie in a private directory of their version, are replaced when asked for again, and go with `release`."""
-    path = segments.restore_dir(V1) / "rank-00000.safetensors"
-    segments.make_restored(path, SIZE)[:] = bytes_of(V1, 0, SIZE)
-    assert path.read_bytes() == bytes_of(V1, 0, SIZE)
-    segments.make_restored(path, 10)
-    assert path.read_bytes() == bytes(10)
-    segments.release(V2)
-    assert path.exists()
-    segments.release(V1)
-    segments.release(V1)
-    assert not path.parent.exists()
-    segments.make_restored(segments.restore_dir(V1) / "rank-00000.safetensors", SIZE)
-    later = life.again()
-    later.scan()
-    assert not (later.directory / "restore").exists()  # a restore that was cut off is asked for anew
-
-
-def test_two_daemons_on_one_directory(life: Life, segments: Segments) -> None:
-    """The second one is refused by name and takes nothing; after the first one's end it may have it."""
-    capture(segments, SLOT, V1)
-    with pytest.raises(AccessError, match="in use by another daemon; stop it or choose another segment directory"):
-        Segments(segments.directory)
-    life.again()

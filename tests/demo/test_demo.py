@@ -21,11 +21,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
 SMALL = DemoOptions(
     nodes=2,
-    steps=60,
-    at_step=25,
+    steps=45,
+    at_step=20,
     persist_every=10,
     timeout_s=80,
-    model=Model(layers=3, width=192, heads=4, context=64, batch=8),
+    model=Model(layers=2, width=128),
 )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ckptd.ckpt.errors import CorruptionError, StateError
@@ -67,6 +67,7 @@ trees = st.recursive(
 )
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy
 @given(trees)
 def test_plain_values_survive(value: Any) -> None:
     """Whatever plain values a state_dict() nests come back with the same types and bits."""

@@ -76,7 +76,7 @@ def test_a_daemon_serves_a_trainer_that_did_not_wait_for_it() -> None:
     """A trainer may begin at the moment the socket is there, while a restarted daemon still reads what it found."""
     with Cluster(1, parity=0, slots=2) as cluster:
         cluster.begin_life()
-        size = 300_000_000
+        size = 150_000_000
         cluster.capture(1, size=size)
         version = cluster.capture(2, size=size)
         cluster.kill(0)

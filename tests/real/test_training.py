@@ -40,7 +40,7 @@ def test_five_lines_survive_a_kill_without_any_set_up() -> None:
 
 def test_training_outlives_its_daemon() -> None:
     """A daemon that is killed costs snapshots and not the training; its successor finds what was captured."""
-    with Training(400, model=SLOWER) as job:
+    with Training(240, model=SLOWER) as job:
         expected = job.run("--no-checkpoint")
         trainer = job.start()
         job.wait_step(20)

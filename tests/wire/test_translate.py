@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.values import NODES, letters, versions
 
 from ckptd.ckpt.errors import PeerError
-from ckptd.ckpt.inventory import Held, Ledger, Parity, Part, Report
+from ckptd.ckpt.inventory import Captures, Held, Ledger, Parity, Part, Report
 from ckptd.ckpt.model import Image, Payload, Table, Version
 from ckptd.ckpt.wire import ckptd_pb2 as pb
 from ckptd.ckpt.wire.translate import letter_in, letter_out, version_in, version_out
@@ -27,7 +27,7 @@ REPORT = Report(
     data_port=4,
     epoch=5,
     ranks=((0, 77),),
-    awaits=((0, V),),
+    captures=(Captures(0, 1, V, (V,)),),
     held=(Held(V, 2, IMAGE),),
     parities=(Parity(V, 0, 1, 0),),
     tables=(TABLE,),
@@ -58,7 +58,7 @@ def test_no_field_is_forgotten(letter: Report | Ledger) -> None:
     assert letter_in(letter_out(letter), NODES) == letter
 
 
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(letters)
 def test_a_letter_arrives_as_it_was_sent(letter: Report | Ledger) -> None:
     """Every report and every ledger comes back equal from its bytes."""
@@ -81,7 +81,7 @@ def test_garbage_is_refused(data: bytes) -> None:
         letter_in(data, NODES)
 
 
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(letters, st.data())
 def test_a_spoiled_letter_is_read_or_refused(letter: Report | Ledger, data: st.DataObject) -> None:
     """A good letter with a byte changed, or cut short, is a letter or a PeerError, nothing else."""
@@ -159,12 +159,12 @@ def set_long_boot(report: pb.Report) -> None:
     report.boot = "b" * 65
 
 
-def set_awaits(report: pb.Report) -> None:
-    report.awaits[0].rank = 1 << 20
+def set_capturing_rank(report: pb.Report) -> None:
+    report.captures[0].rank = 1 << 20
 
 
-def set_awaited_step(report: pb.Report) -> None:
-    report.awaits[0].version.step = 1 << 53
+def set_unfinished_step(report: pb.Report) -> None:
+    report.captures[0].unfinished[0].step = 1 << 53
 
 
 def set_persisted(report: pb.Report) -> None:
