@@ -9,15 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ckptd.ckpt.client import Attachment, Decision
+from ckptd.ckpt.client import Attachment
 from ckptd.ckpt.config import Config
 from ckptd.ckpt.errors import CkptdError, StaleStepError, UsageError
 from ckptd.ckpt.inventory import Held, Ledger, Part, Report
 from ckptd.ckpt.model import Version
-from ckptd.ckpt.recovery import Plan, is_settled, making_way, plan
+from ckptd.ckpt.recovery import making_way
 from ckptd.daemon import events as ev
 from ckptd.daemon.catalog import Catalog, Filling, Free, Holding, Recording
 from ckptd.daemon.collector import Collector, newest
+from ckptd.daemon.decisions import Decisions
 from ckptd.daemon.duties import Duties
 from ckptd.daemon.ranks import Ranks, Trainer
 
@@ -32,6 +33,7 @@ class Node:
         self.collector = Collector(config, boot)
         self.duties = Duties(config)
         self.ranks = Ranks(config.node)
+        self.decisions = Decisions(config, boot)
         self.ledger: Ledger | None = None
         self.epoch = 0
         self.sealed: Version | None = None
@@ -46,7 +48,6 @@ class Node:
         self._seq = 0
         self._changed = True
         self._reported_at = float("-inf")
-        self._deciding: list[tuple[ev.DecideAsked, int]] = []
         self._handlers: dict[type, Callable[[Any, float], list[ev.Effect]]] = {
             ev.Scanned: self._on_scanned,
             ev.Tick: self._on_tick,
@@ -204,7 +205,7 @@ class Node:
             ledger.persist not in (None, self.part.version) or self.level(self.part.version) == "persisted"
         ):
             self.part = None
-        return [*effects, *self._work(now), *self._settle(now)]
+        return [*effects, *self._work(now), *self._settle()]
 
     def _work(self, now: float) -> list[ev.Effect]:
         """Start whatever this node should be doing and is not."""
@@ -217,18 +218,23 @@ class Node:
     def _on_attach(self, event: ev.AttachAsked, now: float) -> list[ev.Effect]:
         if not 0 <= event.rank < event.world:
             return [refuse(event.ticket, UsageError(f"rank {event.rank}: expected 0 to {event.world - 1}"))]
+        effects: list[ev.Effect] = []
         if self.ranks.attach(event.rank, Trainer(event.world, event.local_world, event.pid)):
-            self._discard_unfinished(event.rank)
-            self._changed = True
+            effects += self._bury(event.rank)
         size = len(self.config.nodes)
-        return [ev.Answer(event.ticket, Attachment(self.config.node, size, self.config.parity if size > 1 else 0))]
+        attached = Attachment(self.config.node, size, self.config.parity if size > 1 else 0)
+        return [*effects, ev.Answer(event.ticket, attached)]
 
     def _on_rank_gone(self, event: ev.RankGone, now: float) -> list[ev.Effect]:
         if not self.ranks.leave(event.rank, event.pid):
             return []
-        self._discard_unfinished(event.rank)
+        return [*self._bury(event.rank), note("rank_lost", rank=event.rank, pid=event.pid)]
+
+    def _bury(self, rank: int) -> list[ev.Effect]:
+        """The trainer that was this rank is gone, with what it was capturing and asking."""
+        self._discard_unfinished(rank)
         self._changed = True
-        return [note("rank_lost", rank=event.rank, pid=event.pid)]
+        return self.decisions.abandon(rank)
 
     def _discard_unfinished(self, rank: int) -> None:
         for slot in self.catalog.filling(rank):
@@ -308,39 +314,22 @@ class Node:
     # ---- recovery -----------------------------------------------------------------------------
 
     def _on_decide(self, event: ev.DecideAsked, now: float) -> list[ev.Effect]:
-        self._deciding.append((event, self._seq + 1))
+        self.decisions.ask(event, self._seq + 1)
         self._changed = True
         return []
 
-    def _settle(self, now: float) -> list[ev.Effect]:
-        """Answer those who wait for a decision once every node has spoken or counts as lost."""
-        ledger = self.ledger
-        if not self._deciding or ledger is None or self.catalog.recording():
-            return []
-        mine = ledger.report(self.config.node)
-        if mine is None or mine.boot != self.boot or not is_settled(ledger, self.config.groups):
-            return []
-        ready = [asked for asked, seq in self._deciding if mine.seq >= seq]
-        self._deciding = [(asked, seq) for asked, seq in self._deciding if mine.seq < seq]
+    def _settle(self) -> list[ev.Effect]:
+        """Answer those who wait for a decision, once it can be made."""
         effects: list[ev.Effect] = []
-        for asked in ready:
-            effects += self._decide(ledger, asked)
+        if self.ledger is None or self.catalog.recording():
+            return []
+        for asked, decision in self.decisions.settle(self.ledger, self.epoch):
+            self.epoch, self._changed = decision.epoch, True
+            chosen = decision.version
+            restored = {"version_epoch": chosen.epoch, "step": chosen.step} if chosen else {}
+            decided = note("decided", epoch=self.epoch, source=decision.source, reason=decision.reason, **restored)
+            effects += [*self._remember(), ev.Answer(asked.ticket, decision), decided]
         return effects
-
-    def _decide(self, ledger: Ledger, asked: ev.DecideAsked) -> list[ev.Effect]:
-        if asked.fresh:
-            chosen = Plan(None, 0, "none", (), "a fresh start was asked for")
-        else:
-            chosen = plan(ledger, asked.stored, self.config.groups)
-        epochs = [held.version.epoch for report in ledger.reports for held in report.held]
-        self.epoch = max([self.epoch, ledger.epoch, *epochs, *(item.version.epoch for item in asked.stored)]) + 1
-        self._changed = True
-        restored = {"version_epoch": chosen.version.epoch, "step": chosen.version.step} if chosen.version else {}
-        return [
-            *self._remember(),
-            ev.Answer(asked.ticket, Decision(self.epoch, chosen.version, chosen.rung, chosen.reason, chosen.world)),
-            note("decided", epoch=self.epoch, source=chosen.rung, reason=chosen.reason, **restored),
-        ]
 
     # ---- what the duties come back with ---------------------------------------------------------
 

@@ -20,7 +20,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from ckptd.ckpt.client import Attachment, Decision, Found
 from ckptd.ckpt.config import Config
-from ckptd.ckpt.errors import AccessError, CkptdError, CorruptionError, Unrecoverable, UsageError
+from ckptd.ckpt.errors import AccessError, CkptdError, CorruptionError, DaemonUnavailable, Unrecoverable, UsageError
 from ckptd.ckpt.inventory import Ledger
 from ckptd.ckpt.model import Version, check_job_name
 from ckptd.ckpt.recovery import is_settled
@@ -33,6 +33,7 @@ from ckptd.daemon import views
 from ckptd.daemon.driver import Driver
 from ckptd.daemon.gatherings import Gatherings
 from ckptd.daemon.jobs import Jobs
+from ckptd.daemon.node import Node
 from ckptd.daemon.record import EventRecord
 from ckptd.daemon.segments import Segments
 
@@ -128,14 +129,19 @@ class LocalServer:
 
     def _settled(self) -> Ledger:
         """The ledger once every node has said what it holds, or counts as lost: a new collector needs a moment for that."""
-        deadline = time.monotonic() + 2 * self._config.timing.settle_s
-        while True:
-            ledger = self._driver.look(lambda node: node.ledger)
-            if ledger and (is_settled(ledger, self._config.groups) or time.monotonic() >= deadline):
-                return ledger
-            if time.monotonic() >= deadline:
-                raise Unrecoverable("this daemon has not heard from the others yet; look at its log")
+        groups, limit_s = self._config.groups, 2 * self._config.timing.settle_s
+        self._poll(lambda node: node.ledger is not None and is_settled(node.ledger, groups), limit_s)
+        ledger = self._driver.look(lambda node: node.ledger)
+        if ledger is None:
+            raise Unrecoverable("this daemon has not heard from the others yet; look at its log")
+        return ledger
+
+    def _poll(self, question: Callable[[Node], bool], limit_s: float) -> bool:
+        """Ask the node until it says yes, or for so long. The caller is a thread of its own; the node is never blocked."""
+        deadline = time.monotonic() + limit_s
+        while not (answer := self._driver.look(question)) and time.monotonic() < deadline:
             time.sleep(_POLL_S)
+        return answer
 
     def release(self, request: pb.GatherRequest) -> pb.Empty:
         self._gatherings.release(version_in(request.version))
@@ -143,6 +149,8 @@ class LocalServer:
 
     def reserve(self, request: pb.ReserveRequest) -> pb.Empty:
         rank, size = number("rank", request.rank, RANKS_MAX), _size(request.size)
+        if not self._poll(lambda node: node.scanned, _ANSWER_S):  # a file that is made meanwhile would be found twice
+            raise DaemonUnavailable("this daemon still reads what an earlier one left; try again")
         self._segments.reserve(rank, size, self._config.slots)
         return pb.Empty()
 
@@ -170,12 +178,9 @@ class LocalServer:
             raise UsageError(f"level {request.level!r}: expected one of {', '.join(LEVELS)}")
         if not request.timeout_s >= 0.0:
             raise UsageError(f"timeout {request.timeout_s} s: expected 0 or more")
-        version, deadline = version_in(request.version), time.monotonic() + min(request.timeout_s, 3600.0)
-        while True:
-            level = self._driver.look(lambda node: node.level(version))
-            if LEVELS.index(level) >= LEVELS.index(request.level) or time.monotonic() >= deadline:
-                return pb.WaitReply(level=level)
-            time.sleep(_POLL_S)  # the caller asked to wait; the node itself is never blocked
+        version, wanted = version_in(request.version), LEVELS.index(request.level)
+        self._poll(lambda node: LEVELS.index(node.level(version)) >= wanted, min(request.timeout_s, 3600.0))
+        return pb.WaitReply(level=self._driver.look(lambda node: node.level(version)))
 
     # ---- the command line -------------------------------------------------------------------------------
 
@@ -194,13 +199,9 @@ class LocalServer:
     def recover(self, _: pb.Empty) -> pb.Document:
         """Rebuild what this node's payload lacks now, and say what is whole."""
         self._driver.ask(ev.RebuildAsked, _ANSWER_S)
-        deadline = time.monotonic() + 600.0
-        while time.monotonic() < deadline:
-            state = self._driver.look(views.rebuild_state)
-            if not state["busy"]:
-                return _document(state)
-            time.sleep(_POLL_S)
-        raise Unrecoverable("the rebuild did not end within 600 s; look at the daemon's log")
+        if not self._poll(lambda node: not node.duties.rebuilding, 600.0):
+            raise Unrecoverable("the rebuild did not end within 600 s; look at the daemon's log")
+        return _document(self._driver.look(views.rebuild_state))
 
     def _check_job(self, job: str) -> None:
         if check_job_name(job) != self._config.job:

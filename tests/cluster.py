@@ -55,7 +55,7 @@ def until(condition: Callable[[], T | None], what: str, timeout_s: float = 30.0)
         if value:
             return value
         assert time.monotonic() < deadline, f"{what}: not within {timeout_s} s, the last answer was {value!r}"
-        time.sleep(0.01)
+        time.sleep(0.02)
 
 
 def fill(slot: Slot, data: bytes) -> None:

@@ -21,10 +21,13 @@ FAULTS = ("trainer", "daemon", "fuse", "node", "cut", "cut_at_seal", "storage", 
 
 
 class Chaos:
-    """`Chaos(seed).run()` raises AssertionError where a promise is broken."""
+    """`Chaos(seed).run()` raises AssertionError where a promise is broken.
 
-    def __init__(self, seed: int) -> None:
-        self.rng = Random(seed)
+    `beyond` draws losses that are more than the code can bear: then P1 is off, all else must hold.
+    """
+
+    def __init__(self, seed: int, *, beyond: bool = False) -> None:
+        self.rng, self.beyond = Random(seed), beyond
         nodes = self.rng.choice((2, 3, 3, 4, 4, 5))
         parity = self.rng.randint(1, 2) if nodes > 2 else 1
         self.world = World(
@@ -42,6 +45,7 @@ class Chaos:
         self.job = Job(self.world, place, sizes, step_s=self.rng.choice((0.05, 0.2, 0.4)))
         self.job.moves = self.rng.choice((0.0, 0.0, 0.5))
         self.world.net = self._net()
+        self.world.promises_p1 = not beyond
         self.judged: set[int] = set()
         self.trace: list[str] = []
         self.calm_since = 0.0
@@ -116,6 +120,8 @@ class Chaos:
             self._restart_later(index, kill=False)
 
     def _may_lose(self, index: int) -> bool:
+        if self.beyond:
+            return True
         group = next(group for group in self.world.groups if index in group.nodes)
         broken = [node for node in group.nodes if node != index and not self.world.whole(node)]
         return len(broken) < group.layout.m
@@ -169,7 +175,11 @@ class Chaos:
             if number in self.judged or life.decision is None:
                 continue
             self.judged.add(number)
-            if life.decided_at > self.calm_since + 2 * TIMING.lost_after_s and life.sealed_before:
+            if (
+                self.world.promises_p1
+                and life.decided_at > self.calm_since + 2 * TIMING.lost_after_s
+                and life.sealed_before
+            ):
                 self._judge(life, life.sealed_before)
 
     def _judge(self, life: Life, sealed: Version) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -29,6 +31,7 @@ from ckptd.ckpt.wire import ckptd_pb2 as pb
 from ckptd.ckpt.wire.rpc import LOCAL, METHODS
 from ckptd.daemon.driver import Driver
 from ckptd.daemon.node import Node
+from ckptd.daemon.segments import Segments
 
 SIZE = 300_000
 
@@ -196,10 +199,50 @@ def test_a_gather_waits_for_the_others(client: Client, daemon: Driver, monkeypat
     version = capture(client, 1)
     whole = daemon.look(lambda node: node.ledger)
     assert whole is not None
-    answers: list[Ledger | int | None] = [0, None, replace(whole, reports=()), replace(whole, reports=()), whole]
-    monkeypatch.setattr(daemon, "look", lambda _: answers.pop(0) if len(answers) > 1 else answers[0])
+    answers: list[Ledger | None] = [None, None, replace(whole, reports=()), replace(whole, reports=()), whole]
+
+    def look(question: Callable[[Any], object]) -> object:
+        ledger = answers.pop(0) if len(answers) > 1 else answers[0]
+        return question(SimpleNamespace(ledger=ledger, epoch=1))
+
+    monkeypatch.setattr(daemon, "look", look)
     assert [found.source for found in client.gather(version)] == ["own"]
     assert len(answers) == 1
+
+
+def test_files_are_made_after_the_scan(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a restarted daemon reads what it found no file is made, which it would find a second time."""
+    go_on, scan = threading.Event(), Segments.scan
+
+    def slow(segments: Segments) -> Any:
+        assert go_on.wait(20.0)
+        return scan(segments)
+
+    monkeypatch.setattr(Segments, "scan", slow)
+    with daemon_here(config) as driver:
+        client = Client(config.run_dir, JOB)
+        client.attach(rank=0, world=1, local_world=1)
+        reserving = threading.Thread(target=client.reserve, args=(SIZE,))
+        reserving.start()
+        until(lambda: driver.look(lambda node: bool(node.ranks)), "attached")
+        assert not list(config.segment_dir.glob("*.safetensors"))
+        go_on.set()
+        reserving.join(20.0)
+        assert len(driver._segments._spare) == len(set(driver._segments._spare)) == 2
+        client.close()
+
+
+def test_a_bug_in_a_job_ends_the_daemon(daemon: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job that fails as it should not ends the process: a daemon never only looks alive."""
+    ended: list[int] = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+
+    def bug(_: object) -> None:
+        raise KeyError("x")
+
+    with contextlib.suppress(UnboundLocalError):  # the end does not end this process, so it goes on a little
+        daemon._run_job(bug, None)
+    assert ended == [70]
 
 
 def test_a_question_that_fails_hurts_nobody(daemon: Driver) -> None:

@@ -1,12 +1,12 @@
 """A trainer that dies in the middle of a capture, and says how far it came. Forked from a process that has all imported.
 
-`python -m tests.real.writer RUN_DIR EPOCH` reads lines `STEP POINT` and answers each with the process id of a child that
-has attached as rank 0 and captured step STEP up to POINT, where it waits to be killed:
+`python -m tests.real.writer RUN_DIR WORLD` reads lines `EPOCH STEP POINT` and answers each with the process id of a child
+that has attached as rank 0 of WORLD and captured that version up to POINT, where it waits to be killed:
 
     0                 attached, nothing asked for yet
     1                 has a slot
-    2 .. CHUNKS + 1   has written that many chunks less one
-    CHUNKS + 2        committed
+    2 .. CHUNKS + 1   has written POINT - 1 chunks
+    CHUNKS + 2        has written everything and committed
 """
 
 from __future__ import annotations

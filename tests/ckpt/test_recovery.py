@@ -1,0 +1,149 @@
+"""What is restored, and from where: decisions over literal ledgers."""
+
+from __future__ import annotations
+
+import pytest
+
+from ckptd.ckpt.groups import groups_of
+from ckptd.ckpt.inventory import Captures, Held, Ledger, Origin, Parity, Report
+from ckptd.ckpt.model import Image, Payload, Table, Version
+from ckptd.ckpt.recovery import Stored, forsaken, losses_tolerated, making_way, plan
+
+GROUPS = groups_of(4, 1, 8)
+V1, V2 = Version(1, 1), Version(1, 2)
+
+
+def image(rank: int) -> Image:
+    return Image(rank, 100, f"{rank:032x}")
+
+
+def table(version: Version, world: int = 4) -> Table:
+    return Table(version, world, tuple(Payload(rank, (image(rank),)) for rank in range(world)))
+
+
+def report(
+    node: int, *versions: Version, parity: bool = True, origin: Origin = "captured", rank: int | None = None
+) -> Report:
+    """Node `node` holds its rank's image of these versions and, if asked for, its parities of them."""
+    rank = node if rank is None else rank
+    owned = GROUPS[0].owned(node) if parity else ()
+    return Report(
+        node,
+        "boot",
+        1,
+        ranks=((rank, 1),),
+        held=tuple(Held(version, 4, image(node), origin) for version in versions),
+        parities=tuple(Parity(version, 0, stripe, row) for version in versions for stripe, row in owned),
+        tables=tuple(table(version) for version in versions) if parity else (),
+    )
+
+
+def ledger(*reports: Report, sealed: Version | None = None, lost: tuple[int, ...] = ()) -> Ledger:
+    return Ledger(0, "boot", 1, epoch=1, sealed=sealed, reports=reports, lost=lost)
+
+
+def test_own_slots_come_first() -> None:
+    """All nodes live: the newest version, from the ranks' own slots."""
+    chosen = plan(ledger(*(report(node, V1, V2) for node in range(4))), (), GROUPS)
+    assert (chosen.version, chosen.rung) == (V2, "own")
+
+
+def test_a_version_that_not_all_ranks_captured_is_passed_over_with_a_reason() -> None:
+    """The newest complete one is chosen, and the decision says why not the newer."""
+    chosen = plan(ledger(report(0, V1, V2), *(report(node, V1) for node in (1, 2, 3))), (), GROUPS)
+    assert chosen.version == V1
+    assert "step 2" in chosen.reason
+
+
+@pytest.mark.parametrize("lost", range(4))
+def test_one_lost_node_is_decoded(lost: int) -> None:
+    """With m = 1 any one node's image comes from parity."""
+    left = [report(node, V1) for node in range(4) if node != lost]
+    chosen = plan(ledger(*left, lost=(lost,)), (), GROUPS)
+    assert (chosen.version, chosen.rung) == (V1, "parity")
+    assert [source.rank for source in chosen.sources if source.rung == "parity"] == [lost]
+
+
+def test_without_parity_a_lost_node_needs_storage() -> None:
+    """A version that was captured and not protected can't be had, and an older one on storage is taken, with the reason."""
+    left = [report(node, V2, parity=False) for node in (0, 1, 2)]
+    chosen = plan(ledger(*left, lost=(3,)), (Stored(V1, 4),), GROUPS)
+    assert (chosen.version, chosen.rung, chosen.world) == (V1, "storage", 4)
+    assert "step 2" in chosen.reason
+
+
+def test_more_losses_than_parity_need_storage() -> None:
+    """Two of four with m = 1: storage, or a fresh start said as such."""
+    left = [report(node, V1) for node in (0, 1)]
+    assert plan(ledger(*left, lost=(2, 3)), (Stored(V1, 4),), GROUPS).rung == "storage"
+    nothing = plan(ledger(*left, lost=(2, 3)), (), GROUPS)
+    assert nothing.version is None
+    assert nothing.rung == "none"
+    assert "fresh start" in nothing.reason
+
+
+def test_memory_is_preferred_to_storage_and_newer_to_older() -> None:
+    """The same version from memory; a newer one on storage wins over an older one in memory."""
+    live = ledger(*(report(node, V1) for node in range(4)))
+    assert plan(live, (Stored(V1, 4),), GROUPS).rung == "own"
+    assert plan(live, (Stored(V2, 4),), GROUPS).rung == "storage"
+
+
+def test_a_later_life_supersedes_an_abandoned_future() -> None:
+    """Step 2 of epoch 2 is newer than step 9 of epoch 1."""
+    live = ledger(*(report(node, Version(1, 9), Version(2, 2)) for node in range(4)))
+    assert plan(live, (), GROUPS).version == Version(2, 2)
+
+
+def test_a_rank_that_moved_reads_from_a_peer() -> None:
+    """The image is on a node where the rank does not live any more."""
+    moved = [report(0, V1, rank=1), report(1, V1, rank=0), report(2, V1), report(3, V1)]
+    assert plan(ledger(*moved), (), GROUPS).rung == "peer"
+
+
+def test_a_rebuilt_image_counts_as_parity() -> None:
+    """What was decoded before the trainers asked is still said to come from parity."""
+    live = [report(0, V1, origin="parity"), *(report(node, V1) for node in (1, 2, 3))]
+    assert plan(ledger(*live), (), GROUPS).rung == "parity"
+
+
+def test_losses_tolerated_counts_down() -> None:
+    """m with all parts there, less for each that is missing, -1 beyond."""
+    live = [report(node, V1) for node in range(4)]
+    assert losses_tolerated(ledger(*live), table(V1), GROUPS) == 1
+    assert losses_tolerated(ledger(*live[:3], lost=(3,)), table(V1), GROUPS) == 0
+    assert losses_tolerated(ledger(*live[:2], lost=(2, 3)), table(V1), GROUPS) == -1
+    assert losses_tolerated(ledger(*(report(node, V1, parity=False) for node in range(4))), table(V1), GROUPS) == 0
+
+
+def with_captures(base: Report, begun: Version | None, *, free: int = 0) -> Report:
+    captures = (Captures(base.node, free, begun),)
+    return Report(base.node, base.boot, base.seq, ranks=base.ranks, captures=captures, held=base.held)
+
+
+def test_what_a_rank_has_skipped_is_forsaken() -> None:
+    """Rank 3 went on to step 2 without step 1: nobody can ever complete step 1."""
+    reports = [with_captures(report(node, V1), V1) for node in range(3)] + [with_captures(report(3), V2)]
+    assert forsaken(ledger(*reports), GROUPS) == {V1}
+
+
+def test_what_a_rank_may_still_capture_is_not_forsaken() -> None:
+    """Rank 3 is behind: step 1 can still be completed."""
+    reports = [with_captures(report(node, V1), V1) for node in range(3)] + [with_captures(report(3), None)]
+    assert forsaken(ledger(*reports), GROUPS) == set()
+
+
+def test_nothing_is_forsaken_while_a_node_has_not_spoken() -> None:
+    """The silent node may hold what is missing."""
+    reports = [with_captures(report(node, V1), V1) for node in range(2)] + [with_captures(report(3), V2)]
+    assert forsaken(ledger(*reports), GROUPS) == set()
+
+
+def test_all_ranks_make_way_together_or_none() -> None:
+    """A forsaken version goes only when every rank has room for the same newer one."""
+    wanted = Version(1, 3)
+    reports = [with_captures(report(node, V1), V1) for node in range(3)]
+    assert making_way(ledger(*reports, with_captures(report(3), V2, free=1)), wanted, GROUPS) == {V1}
+    full = with_captures(report(3, V2), V2)
+    sealed_elsewhere = ledger(*reports, full, sealed=V2)
+    assert making_way(sealed_elsewhere, wanted, GROUPS) == set()
