@@ -34,7 +34,7 @@ types: install  ## mypy, strict
 	$(BIN)/mypy tests benchmarks
 
 imports: install  ## import-linter: the layers
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-cache
 
 format: install  ## rewrite the sources in the house format
 	$(BIN)/ruff check --fix .

@@ -10,13 +10,13 @@ import logging
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from ckptd import __version__
 from ckptd.ckpt.client import Client
 from ckptd.ckpt.errors import CkptdError, UsageError
 from ckptd.ckpt.model import Version
@@ -45,7 +45,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs in
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"ckptd {__version__}")
+        typer.echo(f"ckptd {installed_version('ckptd')}")
         raise typer.Exit
 
 
