@@ -5,11 +5,13 @@ Exit codes: 0 fine, 1 a problem was found, 2 wrong usage.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,7 +23,7 @@ from ckptd.ckpt.client import Client
 from ckptd.ckpt.errors import CkptdError, UsageError
 from ckptd.ckpt.model import Version
 from ckptd.ckpt.settings import read
-from ckptd.daemon import tables
+from ckptd.daemon import bars, tables
 
 app = typer.Typer(
     help="Asynchronous checkpointing and in-memory fault tolerance for PyTorch training.",
@@ -163,7 +165,7 @@ def export(
         raise UsageError(f"{directory} is not an empty directory; choose another")
     client = _client(run_dir, job)
     version = _pick(client.document("List"), step)
-    with _busy(f"gathering {version}", as_json):
+    with _bar(f"gathering {version}", "gather", run_dir, job, as_json):
         found = client.gather(version)
     try:
         # torch lives in a process of its own: the command line stays quick, and the daemon's side never imports it.
@@ -175,7 +177,7 @@ def export(
             str(directory),
             *(str(item.path) for item in found),
         ]
-        with _busy(f"writing {directory}", as_json):
+        with Console(stderr=True, quiet=as_json).status(f"writing {directory}"):
             done = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)
     finally:
         client.release(version)
@@ -264,15 +266,23 @@ def _client(run_dir: Path | None, job: str | None) -> Client:
     return Client(settings.where(), settings.job)
 
 
-def _busy(what: str, as_json: bool) -> Any:
-    return Console(stderr=True, quiet=as_json).status(what)
+def _bar(what: str, work: str, run_dir: Path | None, job: str | None, as_json: bool) -> AbstractContextManager[None]:
+    """A progress bar of the daemon's work; it has a client of its own, as a client serves one thread."""
+
+    def ask() -> bars.Work:
+        with contextlib.closing(_client(run_dir, job)) as client:
+            found: bars.Work = client.document("Status").get("work", {})
+            return found
+
+    return bars.bar(what, work, ask, quiet=as_json)
 
 
 def _show(
     method: str, run_dir: Path | None, job: str | None, as_json: bool,
-    render: Callable[[dict[str, Any]], Any], busy: str = "asking the daemon",
+    render: Callable[[dict[str, Any]], Any], doing: str = "asking the daemon",
 ) -> None:  # fmt: skip
-    with _busy(busy, as_json):
+    work = {"Verify": "verify", "Recover": "rebuild"}.get(method, "")
+    with _bar(doing, work, run_dir, job, as_json or not work):
         content = _client(run_dir, job).document(method, 700.0)
     _print(content, as_json, render)
     if not content.get("ok", True):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ckptd.ckpt.client import Found
 from ckptd.ckpt.config import Config
 from ckptd.ckpt.errors import CkptdError, CorruptionError, StorageError, Unrecoverable
@@ -12,6 +14,7 @@ from ckptd.ckpt.recovery import Rung, is_complete, survey
 from ckptd.ckpt.storage import Step, Storage
 from ckptd.daemon import events as ev
 from ckptd.daemon.fetch import Fetcher
+from ckptd.daemon.progress import Add, Progress
 from ckptd.daemon.segments import Segments, Stretch
 
 
@@ -20,6 +23,7 @@ class Jobs:
 
     def __init__(self, config: Config, segments: Segments, fetcher: Fetcher, storage: Storage | None) -> None:
         self._config, self._segments, self._fetcher, self._storage = config, segments, fetcher, storage
+        self.progress = Progress()
 
     def record(self, effect: ev.Record) -> ev.Recorded:
         try:
@@ -41,11 +45,13 @@ class Jobs:
 
     def rebuild(self, effect: ev.Rebuild) -> ev.Rebuilt:
         found, reasons = [], []
-        for image, slot in effect.slots:
-            try:
-                found.append(self._rebuild_one(effect, image, slot))
-            except (CkptdError, OSError) as error:
-                reasons.append(str(error))
+        with self.progress.of("rebuild", sum(image.size for image, _ in effect.slots)) as add:
+            for image, slot in effect.slots:
+                try:
+                    found.append(self._rebuild_one(effect, image, slot))
+                except (CkptdError, OSError) as error:
+                    reasons.append(str(error))
+                add(image.size)
         return ev.Rebuilt(effect.table, tuple(found), "; ".join(reasons))
 
     def _rebuild_one(self, effect: ev.Rebuild, image: Image, slot: ev.SlotId) -> ev.FoundSlot:
@@ -106,13 +112,22 @@ class Jobs:
             why = "not every rank's image is known"
         elif table is not None:
             try:
-                return [self._gather_one(ledger, table, rank) for rank in range(table.world)]
+                return self._gather_all(table, lambda rank: self._gather_one(ledger, table, rank))
             except CkptdError as error:
                 why = str(error)
         for step in self.stored():
             if step.manifest.version == version:
-                return [self._from_storage(step, rank) for rank in range(step.manifest.world)]
+                return self._from_storage(step)
         raise Unrecoverable(f"{version} can't be restored: {why}; storage does not have it")
+
+    def _gather_all(self, table: Table, gather_one: Callable[[int], Found]) -> list[Found]:
+        images = [table.holder(rank)[1] for rank in range(table.world)]
+        found = []
+        with self.progress.of("gather", sum(image.size for image in images)) as add:
+            for image in images:
+                found.append(gather_one(image.rank))
+                add(image.size)
+        return found
 
     def _gather_one(self, ledger: Ledger, table: Table, rank: int) -> Found:
         _, image = table.holder(rank)
@@ -124,12 +139,15 @@ class Jobs:
         rung = self._fetcher.image(ledger, table, rank, self._segments.make_restored(path, image.size))
         return Found(rank, path, image.size, rung)
 
-    def _from_storage(self, step: Step, rank: int) -> Found:
+    def _from_storage(self, step: Step) -> list[Found]:
         assert self._storage is not None, "a stored step without a storage root"
-        size = step.manifest.images[rank].size
-        path = self._segments.restore_dir(step.manifest.version) / file_name(rank)
-        self._storage.read(step, rank, self._segments.make_restored(path, size))
-        return Found(rank, path, size, "storage")
+        found = []
+        with self.progress.of("gather", sum(image.size for image in step.manifest.images)) as add:
+            for image in step.manifest.images:
+                path = self._segments.restore_dir(step.manifest.version) / file_name(image.rank)
+                self._storage.read(step, image.rank, self._segments.make_restored(path, image.size), add)
+                found.append(Found(image.rank, path, image.size, "storage"))
+        return found
 
     def _own_rung(self, ledger: Ledger, table: Table, rank: int) -> Rung:
         report = ledger.report(self._config.node)
@@ -143,33 +161,39 @@ class Jobs:
 
     def verify(self) -> list[dict[str, object]]:
         """Check the sums of every slot and parity on this node and of every file on storage."""
+        slots, parities = self._segments.slot_entries(), self._segments.parity_entries()
+        steps, problems = self._storage.steps() if self._storage else ([], [])
+        total = sum(len(stretch.view) for _, stretch in slots) + sum(len(stretch.view) for _, stretch in parities)
+        total += sum(image.size for step in steps for image in step.manifest.images)
         rows: list[dict[str, object]] = []
-        for found, stretch in self._segments.slot_entries():
-            bad = self._segments.check(stretch)
-            if bad is not None:
-                rows.append(_row("slot", f"rank {found.slot.rank}", found.version, found.image.size, bad))
-        for parity, stretch in self._segments.parity_entries():
-            bad = self._segments.check(stretch)
-            if bad is not None:
-                what = f"stripe {parity.stripe} row {parity.row}"
-                rows.append(_row("parity", what, parity.version, len(stretch.view), bad))
-        return rows + self._verify_storage()
+        with self.progress.of("verify", total) as add:
+            for found, stretch in slots:
+                bad = self._segments.check(stretch)
+                if bad is not None:
+                    rows.append(_row("slot", f"rank {found.slot.rank}", found.version, found.image.size, bad))
+                add(len(stretch.view))
+            for parity, stretch in parities:
+                bad = self._segments.check(stretch)
+                if bad is not None:
+                    what = f"stripe {parity.stripe} row {parity.row}"
+                    rows.append(_row("parity", what, parity.version, len(stretch.view), bad))
+                add(len(stretch.view))
+            rows += [{"kind": "file", "what": problem, "ok": False, "reason": problem} for problem in problems]
+            for step in steps:
+                rows += self._verify_step(step, add)
+        return rows
 
-    def _verify_storage(self) -> list[dict[str, object]]:
-        if self._storage is None:
-            return []
-        steps, problems = self._storage.steps()
-        rows: list[dict[str, object]] = [
-            {"kind": "file", "what": problem, "ok": False, "reason": problem} for problem in problems
-        ]
-        for step in steps:
-            for image in step.manifest.images:
-                row = _row("file", f"rank {image.rank}", step.manifest.version, image.size, [])
-                try:
-                    self._storage.check(step, image.rank)
-                except CkptdError as error:
-                    row |= {"ok": False, "reason": str(error)}
-                rows.append(row)
+    def _verify_step(self, step: Step, add: Add) -> list[dict[str, object]]:
+        assert self._storage is not None, "a stored step without a storage root"
+        rows = []
+        for image in step.manifest.images:
+            row = _row("file", f"rank {image.rank}", step.manifest.version, image.size, [])
+            try:
+                self._storage.check(step, image.rank)
+            except CkptdError as error:
+                row |= {"ok": False, "reason": str(error)}
+            rows.append(row)
+            add(image.size)
         return rows
 
 

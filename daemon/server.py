@@ -186,7 +186,8 @@ class LocalServer:
 
     def status(self, _: pb.Empty) -> pb.Document:
         usage = self._segments.usage()
-        return _document(self._driver.look(lambda node: views.status(node, usage)))
+        status = self._driver.look(lambda node: views.status(node, usage))
+        return _document(status | {"work": self._jobs.progress.now()})
 
     def list(self, _: pb.Empty) -> pb.Document:
         stored = self._jobs.stored()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from ckptd.ckpt.groups import groups_of
@@ -139,6 +141,22 @@ def test_nothing_is_forsaken_while_a_node_has_not_spoken() -> None:
     assert forsaken(ledger(*reports), GROUPS) == set()
 
 
+def test_nothing_is_forsaken_while_a_node_is_lost() -> None:
+    """Two nodes that are cut off look like two losses: what they may have sealed meanwhile must not be given up here."""
+    assert forsaken(ledger(report(0, V1), report(1, V1), lost=(2, 3)), GROUPS) == set()
+
+
+def test_what_can_be_restored_is_never_forsaken() -> None:
+    """It may have been sealed by nodes that are gone, although nobody knows of it and a later life has begun."""
+    later = replace(ledger(*(report(node, V1) for node in range(3)), report(3)), epoch=2)
+    assert forsaken(later, GROUPS) == set()
+
+
+def test_what_is_lost_beyond_the_code_is_forsaken() -> None:
+    """All nodes are there, and two replaced ones have nothing: one parity can't give back two payloads."""
+    assert forsaken(ledger(report(0, V1), report(1, V1), report(2), report(3)), GROUPS) == {V1}
+
+
 def test_all_ranks_make_way_together_or_none() -> None:
     """A forsaken version goes only when every rank has room for the same newer one."""
     wanted = Version(1, 3)
@@ -147,3 +165,6 @@ def test_all_ranks_make_way_together_or_none() -> None:
     full = with_captures(report(3, V2), V2)
     sealed_elsewhere = ledger(*reports, full, sealed=V2)
     assert making_way(sealed_elsewhere, wanted, GROUPS) == set()
+    busy = replace(with_captures(report(3), V2), captures=(Captures(3, 0, V2, (V2,)),))
+    assert making_way(ledger(*reports, busy), wanted, GROUPS) == set()
+    assert making_way(ledger(*reports, busy), V2, GROUPS) == {V1}

@@ -30,11 +30,16 @@ class Hands:
     def _send(self, host: Host, effect: ev.Send) -> None:
         world, letter, to = self.world, effect.letter, self.world.hosts[effect.to]
         event = ev.ReportCame(letter) if isinstance(letter, Report) else ev.LedgerCame(letter)
+        session = to.node  # a letter is signed for one run of the daemon; its successor refuses it
+
+        def deliver() -> None:
+            if (host.index, to.index) not in world.cuts and to.node is session:
+                world.tell(to, event)
+
         copies = 0 if world.rng.random() < world.net.loss else 1 + (world.rng.random() < world.net.repeat)
         for _ in range(copies):
             late = world.rng.random() < world.net.late
-            delay = world.rng.uniform(0.3, 3.0) if late else world.within(world.net.delay_s)
-            world.at(delay, lambda: None if (host.index, to.index) in world.cuts else world.tell(to, event))
+            world.at(world.rng.uniform(0.3, 3.0) if late else world.within(world.net.delay_s), deliver)
 
     def _droprecord(self, host: Host, effect: ev.DropRecord) -> None:
         host.records.pop(effect.slot, None)

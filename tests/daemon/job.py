@@ -124,6 +124,9 @@ class Job:
         if any(proc in self.life.procs for proc in dead):
             self.kill(next(proc.rank for proc in dead if proc in self.life.procs))
 
+    def _is_current(self, life: Life) -> bool:
+        return life is self.life and not life.ended
+
     def _end(self, proc: Proc) -> None:
         if not proc.alive:
             return
@@ -167,6 +170,8 @@ class Job:
             self.world.at(0.05, lambda: self._send(proc, question, then))
             return
         if host.node is not proc.daemon:  # a new daemon: the client attaches and joins again by itself
+            if proc not in self.life.procs:
+                return  # a zombie that did so would take its successor's place: not modelled
             proc.daemon = host.node
             world = len(self.place)
             self.world.ask(host, lambda ticket: ev.AttachAsked(ticket, proc.rank, world, 1, proc.pid), _nothing)
@@ -216,6 +221,9 @@ class Job:
         while isinstance(answer, Silence):
             life.sealed_before = self.world.sealed
             answer = yield self._ask(proc, question)
+        if isinstance(answer, CkptdError):
+            assert not self._is_current(life), f"a living trainer got no decision: {answer}"
+            yield self._sleep(1e9)
         assert isinstance(answer, Decision), answer
         assert answer.reason, "a decision without a reason"
         life.decision, life.decided_at = answer, self.world.now
@@ -236,7 +244,7 @@ class Job:
         answer = yield self._ask(proc, lambda ticket: ev.BeginAsked(ticket, proc.rank, version, size))
         if isinstance(answer, CkptdError):
             self.refused += 1
-            assert life is not self.life or life.ended, f"a living trainer was refused: {answer}"
+            assert not self._is_current(life), f"a living trainer was refused: {answer}"
         if not isinstance(answer, ev.Granted):
             self.skipped += answer is None
             return

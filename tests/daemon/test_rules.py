@@ -1,0 +1,204 @@
+"""Single rules of one node, each a fault that the random runs or a careful reader found: who is refused, what is kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tests.daemon.job import Job
+from tests.daemon.world import World
+
+from ckptd.ckpt.client import Decision
+from ckptd.ckpt.config import Config
+from ckptd.ckpt.errors import CkptdError, StaleStepError
+from ckptd.ckpt.inventory import Held, Ledger, Parity, Part, Report
+from ckptd.ckpt.model import Image, Payload, Table, Version
+from ckptd.daemon import events as ev
+from ckptd.daemon.catalog import Catalog, Holding
+from ckptd.daemon.duties import Duties
+from ckptd.daemon.node import Node
+
+V1, V2 = Version(1, 1), Version(1, 2)
+NOWHERE = Path("/nowhere")
+PAIR = Config(node=1, nodes=("host:1", "host:2"), secret=b"s" * 16, run_dir=NOWHERE, segment_dir=NOWHERE)
+
+
+def image(rank: int) -> Image:
+    return Image(rank, 100, f"{rank:032x}")
+
+
+def single(*found: ev.FoundSlot, scanned: bool = True) -> Node:
+    """A job of one node; its daemon has found these slots, and rank 0 has joined epoch 1."""
+    node = Node(Config(run_dir=NOWHERE, segment_dir=NOWHERE), "boot")
+    if scanned:
+        node.handle(ev.Scanned(found, (), 0, None), 0.0)
+    node.handle(ev.AttachAsked(1, 0, 1, 1, 100), 0.0)
+    node.handle(ev.JoinAsked(2, 0, 1), 0.0)
+    return node
+
+
+def answer(effects: list[ev.Effect]) -> object:
+    return next(effect.value for effect in effects if isinstance(effect, ev.Answer))
+
+
+def refusal(effects: list[ev.Effect]) -> str:
+    value = answer(effects)
+    assert isinstance(value, CkptdError), value
+    return str(value)
+
+
+# ---- a daemon that has just started -----------------------------------------------------------------
+
+
+def test_nothing_is_granted_before_the_segments_are_read() -> None:
+    """A slot that seems free may hold the only copy: the snapshot is skipped, and the slot found afterwards."""
+    node = single(scanned=False)
+    assert answer(node.handle(ev.BeginAsked(3, 0, V2, 100), 0.1)) is None
+    node.handle(ev.Scanned((ev.FoundSlot(ev.SlotId(0, 0), V1, 1, image(0), "captured"),), (), 1, V1), 0.2)
+    assert [held.version for _, held in node.catalog.holding()] == [V1]
+
+
+def test_what_was_sealed_is_not_written_over_before_it_is_read() -> None:
+    """A trainer that joins a daemon which still reads its segments must not make it forget what it knew."""
+    node = single(scanned=False)
+    effects = node.handle(ev.JoinAsked(3, 0, 5), 0.1)
+    assert not [effect for effect in effects if isinstance(effect, ev.Remember)]
+    effects = node.handle(ev.Scanned((), (), 2, V2), 0.2)
+    assert ev.Remember(5, V2) in effects
+
+
+def test_a_restarted_daemon_refuses_what_it_has_captured() -> None:
+    """It does not know what was begun, but it sees what it holds: an image never stands twice."""
+    node = single(ev.FoundSlot(ev.SlotId(0, 1), V2, 1, image(0), "captured"))
+    assert "not newer" in refusal(node.handle(ev.BeginAsked(3, 0, V2, 100), 0.1))
+    assert "not newer" in refusal(node.handle(ev.BeginAsked(4, 0, V1, 100), 0.1))
+
+
+def test_images_beyond_the_slots_are_kept() -> None:
+    """Fewer slots than before the restart: what stands in the others is still served, and never filled again."""
+    found = (ev.FoundSlot(ev.SlotId(0, index), Version(1, index + 1), 1, image(0), "captured") for index in range(5))
+    node = single(*found)
+    node.check_invariants()
+    assert len(node.report().held) == 5
+
+
+# ---- zombies and their questions ----------------------------------------------------------------------
+
+
+def test_a_zombie_of_an_earlier_life_is_refused() -> None:
+    """Once the job lives in a later epoch nobody captures in the earlier one."""
+    node = single()
+    ledger = Ledger(0, "boot", 99, epoch=2, reports=(node.report(),))
+    node._adopt(ledger, 0.1)
+    assert "call restore()" in refusal(node.handle(ev.BeginAsked(3, 0, V1, 100), 0.2))
+
+
+def test_what_a_replaced_trainer_began_is_dropped() -> None:
+    """Its slot is free for the next one, and its late commit is refused."""
+    node = single()
+    node.handle(ev.BeginAsked(3, 0, V1, 100), 0.1)
+    node.handle(ev.AttachAsked(4, 0, 1, 1, 200), 0.2)
+    assert "not granted" in refusal(node.handle(ev.CommitAsked(5, ev.SlotId(0, 0), V1), 0.3))
+    assert node.catalog.free(0) == 3
+
+
+def test_a_question_dies_with_the_trainer_that_asked_it() -> None:
+    """A late answer to nobody would begin an epoch, and end the life that was decided elsewhere meanwhile."""
+    node = Node(PAIR, "boot")
+    node.handle(ev.Scanned((), (), 0, None), 0.0)
+    node.handle(ev.AttachAsked(1, 0, 1, 1, 100), 0.0)
+    node.handle(ev.DecideAsked(2, 1, False, ()), 0.1)
+    effects = node.handle(ev.RankGone(0, 100), 0.2)
+    assert [effect.ticket for effect in effects if isinstance(effect, ev.Answer)] == [2]
+    assert isinstance(answer(effects), StaleStepError)
+    node.handle(ev.Tick(), 30.0)
+    assert node.epoch == 0
+
+
+def test_a_decision_waits_until_every_node_has_spoken_or_is_lost() -> None:
+    """With the other node silent from the start the answer comes after `settle_s`, and not before."""
+    node = Node(Config(nodes=PAIR.nodes, secret=PAIR.secret, run_dir=NOWHERE, segment_dir=NOWHERE), "boot")
+    node.handle(ev.Scanned((), (), 0, None), 0.0)
+    asked = node.handle(ev.DecideAsked(2, 1, False, ()), 0.1)
+    early = node.handle(ev.Tick(), 9.0)
+    late = node.handle(ev.Tick(), 10.5)
+    assert [any(isinstance(e, ev.Answer) for e in effects) for effects in (asked, early, late)] == [False, False, True]
+    decision = answer(late)
+    assert isinstance(decision, Decision)
+    assert "fresh start" in decision.reason
+
+
+# ---- duties ---------------------------------------------------------------------------------------------
+
+
+def pair_ledger(*versions: Version, sealed: Version, held_here: tuple[Version, ...]) -> Ledger:
+    """Two nodes that mirror each other: node 0 has images and parities of all versions, node 1 only some images."""
+    tables = tuple(Table(v, 2, (Payload(0, (image(0),)), Payload(1, (image(1),)))) for v in sorted(versions)[::-1])
+    full = Report(
+        0,
+        "a",
+        1,
+        held=tuple(Held(v, 2, image(0)) for v in versions),
+        parities=tuple(Parity(v, 0, 0, 0) for v in versions),
+        tables=tables,
+    )
+    here = Report(1, "b", 1, held=tuple(Held(v, 2, image(1), "parity") for v in held_here))
+    return Ledger(0, "a", 1, epoch=1, sealed=sealed, tables=tables, reports=(full, here))
+
+
+def rebuilds(catalog: Catalog, ledger: Ledger) -> list[Version]:
+    effects = Duties(PAIR).work(ledger, catalog, None, 0.0)
+    return [effect.table.version for effect in effects if isinstance(effect, ev.Rebuild)]
+
+
+def test_both_the_newest_and_the_sealed_version_are_rebuilt() -> None:
+    """The newest is what a restart takes; the sealed one is what is promised: with one alone P1 would hang on a thread."""
+    catalog = Catalog(3)
+    assert rebuilds(catalog, pair_ledger(V1, V2, sealed=V1, held_here=())) == [V2]
+    catalog = Catalog(3)
+    catalog.act(ev.SlotId(1, 0), "find", Holding(Held(V2, 2, image(1), "parity")))
+    assert rebuilds(catalog, pair_ledger(V1, V2, sealed=V1, held_here=(V2,))) == [V1]
+
+
+def test_only_what_still_has_to_be_written_is_pinned() -> None:
+    """A version whose part is on storage, or that storage refused, does not keep a slot from the next snapshot."""
+    ledger = Ledger(0, "a", 1, persist=V1)
+    duties = Duties(PAIR)
+    assert duties.pinned(ledger, None) == {V1}
+    assert duties.pinned(ledger, Part(V1, ())) == set()
+    duties.written(ev.Written(V1, (), "disk full"), 0.0)
+    assert duties.pinned(ledger, None) == set()
+
+
+# ---- slots that fill up ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("slots", [2, 3])
+def test_snapshots_that_one_rank_drops_do_not_fill_the_slots_for_ever(slots: int) -> None:
+    """A rank whose trip wires throw away many snapshots in a row keeps nobody from sealing the next whole one."""
+    world = World(3, seed=3, slots=slots)
+    world.boot()
+    job = Job(world, [0, 1, 2], [700] * 3, step_s=0.05)
+    job.launch()
+    assert world.run(10.0, lambda: world.sealed is not None)
+    job.life.procs[1].captures = False
+    world.run(2.0)
+    before = world.sealed
+    job.life.procs[1].captures = True
+    assert world.run(5.0, lambda: world.sealed != before)
+
+
+@pytest.mark.parametrize("slots", [2, 3])
+def test_a_seal_that_half_the_cluster_has_not_heard_of_holds_there_too(slots: int) -> None:
+    """Cut in two at the moment of a seal, with the trainers going on: `World` checks that nobody gives it up."""
+    world = World(4, seed=3, slots=slots)
+    world.boot()
+    Job(world, [0, 1, 2, 3], [700] * 4, step_s=0.1).launch()
+    world.run(3.0)
+    before = world.sealed
+    assert world.run(5.0, lambda: world.sealed != before)
+    world.cuts = {(a, b) for a in range(4) for b in range(4) if (a < 2) != (b < 2)}
+    world.run(5.0)
+    world.cuts.clear()
+    before = world.sealed
+    assert world.run(5.0, lambda: world.sealed != before)
