@@ -17,14 +17,14 @@ from ckptd.daemon.demo.options import DemoOptions, Model
 from ckptd.daemon.demo.processes import MARK
 from ckptd.daemon.demo.run import run_demo
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 SMALL = DemoOptions(
     nodes=2,
     steps=45,
     at_step=20,
     persist_every=10,
-    timeout_s=80,
+    timeout_s=150,
     model=Model(layers=2, width=128),
 )
 
@@ -70,6 +70,13 @@ def test_a_lost_node_is_rebuilt_from_parity(tmp_path: Path) -> None:
     check_recovery(report, "parity")
     assert "bit-identical" in text
     assert list((tmp_path / "w" / "storage").rglob("manifest.json")), "--keep leaves the persisted steps"
+
+
+def test_two_lost_nodes_are_rebuilt_with_two_parities(tmp_path: Path) -> None:
+    """With m = 2, two of three nodes at once, and the training goes on from memory with the same bits."""
+    code, report, text = perform(replace(SMALL, nodes=3, parity=2, lose_nodes=(1, 2)), tmp_path)
+    assert code == 0, text
+    check_recovery(report, "parity")
 
 
 def test_a_killed_trainer_restores_from_its_own_slot(tmp_path: Path) -> None:
