@@ -7,6 +7,7 @@ would end in SIGBUS; pages are faulted in once, because the first touch costs se
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import mmap
 import os
 from pathlib import Path
@@ -85,3 +86,22 @@ def map_file(path: Path, size: int, *, write: bool) -> mmap.mmap:
         return mmap.mmap(descriptor, size, flags=flags, prot=access)
     finally:
         os.close(descriptor)
+
+
+def exclusive(path: Path) -> int:
+    """Hold a lock file and write this process's id into it; the descriptor that is returned keeps the lock.
+
+    Raises AccessError when another process holds it.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        raise AccessError(
+            f"{path.parent} is in use by another daemon; stop it or choose another segment directory"
+        ) from error
+    with contextlib.suppress(OSError):
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, str(os.getpid()).encode())
+    return descriptor

@@ -51,6 +51,7 @@ class Driver:
             ev.Answer: self._answer,
             ev.Send: lambda effect: self._peers.send(effect.to, effect.letter),
             ev.DropRecord: lambda effect: self._segments.drop(effect.slot),
+            ev.Retire: lambda effect: self._segments.retire(effect.slot),
             ev.DropParity: lambda effect: self._segments.drop_parity(effect.parity),
             ev.Remember: self._remember,
             ev.Note: self._note,

@@ -233,6 +233,13 @@ class DropRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class Retire:
+    """Take the slot's file away: a trainer that counts as gone may still be writing to it, and must not meet the next."""
+
+    slot: SlotId
+
+
+@dataclass(frozen=True, slots=True)
 class MakeSlot:
     """Give the slot a file of `size` bytes and answer the ticket with the grant, or with the error that prevented it."""
 
@@ -306,5 +313,6 @@ class Note:
 
 
 Effect = (
-    Answer | Send | DropRecord | MakeSlot | Record | MakeParity | DropParity | Rebuild | Write | Publish | Remember | Note
+    Answer | Send | DropRecord | Retire | MakeSlot | Record | MakeParity | DropParity | Rebuild | Write | Publish
+    | Remember | Note
 )  # fmt: skip

@@ -232,14 +232,14 @@ class Node:
 
     def _bury(self, rank: int) -> list[ev.Effect]:
         """The trainer that was this rank is gone, with what it was capturing and asking."""
-        self._discard_unfinished(rank)
         self._changed = True
-        return self.decisions.abandon(rank)
+        return [*map(ev.Retire, self._discard_unfinished(rank)), *self.decisions.abandon(rank)]
 
-    def _discard_unfinished(self, rank: int) -> None:
-        for slot in self.catalog.filling(rank):
-            if not self.duties.fills(slot):
-                self.catalog.act(slot, "abort", Free())
+    def _discard_unfinished(self, rank: int) -> list[ev.SlotId]:
+        unfinished = [slot for slot in self.catalog.filling(rank) if not self.duties.fills(slot)]
+        for slot in unfinished:
+            self.catalog.act(slot, "abort", Free())
+        return unfinished
 
     def _on_join(self, event: ev.JoinAsked, now: float) -> list[ev.Effect]:
         problem = self.ranks.join(event.rank, event.epoch)

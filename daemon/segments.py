@@ -8,7 +8,6 @@ several times the copy. Layout, byte by byte: docs/formats.md.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import re
@@ -20,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ckptd.ckpt import shm
-from ckptd.ckpt.errors import AccessError, CorruptionError, MemoryBudgetError
+from ckptd.ckpt.errors import CorruptionError, MemoryBudgetError
 from ckptd.ckpt.inventory import ORIGINS, Origin, Parity
 from ckptd.ckpt.model import PIECE, Image, Table, Version
 from ckptd.ckpt.pieces import digest_of, piece_sum, sums_of
@@ -70,7 +69,7 @@ class Segments:
         self._parities: dict[Parity, _ParityEntry] = {}
         self.on_damage: Callable[[Damaged | ParityDamaged], None] = lambda _: None
         """Told about every image and parity whose bytes were found not to match their sums."""
-        self._guard = _exclusive(self.directory / "lock")
+        self._guard = shm.exclusive(self.directory / "lock")
 
     # ---- start and stop ---------------------------------------------------------------------------
 
@@ -176,6 +175,13 @@ class Segments:
         with self._lock:
             self._slots.pop(slot, None)
         self._slot_record(slot).unlink(missing_ok=True)
+
+    def retire(self, slot: SlotId) -> None:
+        """Take the slot's file away; whoever still has it mapped writes to nobody's memory. The next one is made anew."""
+        with self._lock:
+            file = self._assigned.pop(slot, None)
+        if file:
+            (self.directory / file[0]).unlink(missing_ok=True)
 
     def writable(self, path: Path, size: int) -> memoryview:
         """A writable view of a slot's file, for a rebuild."""
@@ -379,18 +385,3 @@ def _write_record(path: Path, content: object) -> None:
     temporary.touch(mode=0o600, exist_ok=True)
     temporary.write_text(json.dumps(content))
     temporary.rename(path)
-
-
-def _exclusive(path: Path) -> int:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
-        raise AccessError(
-            f"{path.parent} is in use by another daemon; stop it or choose another segment directory"
-        ) from error
-    with contextlib.suppress(OSError):
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, str(os.getpid()).encode())
-    return descriptor

@@ -41,6 +41,9 @@ class Hands:
             late = world.rng.random() < world.net.late
             world.at(world.rng.uniform(0.3, 3.0) if late else world.within(world.net.delay_s), deliver)
 
+    def _retire(self, host: Host, effect: ev.Retire) -> None:
+        """Files are made anew at each capture here."""
+
     def _droprecord(self, host: Host, effect: ev.DropRecord) -> None:
         host.records.pop(effect.slot, None)
         self.world.dirty = True

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from tests.cluster import Cluster, fill, until
-from tests.payload import bytes_of, flip
+from tests.payload import JOB, bytes_of, flip
 from tests.real.writer import POINTS
 
 from ckptd.ckpt.errors import CkptdError, CorruptionError, StaleStepError, Unrecoverable
@@ -334,3 +334,37 @@ def test_a_trainer_killed_at_every_point_of_a_capture() -> None:
             last = cluster.capture(decision.version.step + 1)
         assert cluster.document(0, "Verify")["ok"]
         assert cluster.document(0, "Status")["skipped"] == 0
+
+
+def test_a_zombie_writes_to_nobody_s_memory() -> None:
+    """A trainer that was replaced in mid-capture may go on writing; its successor is given another file."""
+    with Cluster(1, parity=0) as cluster:
+        cluster.begin_life()
+        old = cluster.ranks[0].begin(Version(cluster.epoch, 1), 1000)
+        assert old is not None
+        writer = old.path.open("r+b", buffering=0)
+        successor = subprocess.run(
+            [sys.executable, "-c", _SUCCESSOR, str(cluster.run_dir(0)), JOB],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert successor.returncode == 0, successor.stderr
+        assert successor.stdout.strip() != str(old.path)
+        writer.write(b"x" * 1000)
+        writer.close()
+        assert not old.path.exists()
+
+
+_SUCCESSOR = """
+import sys
+from pathlib import Path
+from ckptd.ckpt.client import Client
+from ckptd.ckpt.model import Version
+client = Client(Path(sys.argv[1]), sys.argv[2])
+client.attach(rank=0, world=1, local_world=1)
+epoch = client.decide(world=1).epoch
+client.join(epoch)
+print(client.begin(Version(epoch, 1), 1000).path)
+"""
