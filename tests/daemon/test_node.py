@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.daemon.job import Job
-from tests.daemon.world import TIMING, World
+from tests.sim.job import Job
+from tests.sim.world import TIMING, World
 
 from ckptd.ckpt.model import Version
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.daemon.job import Job
-from tests.daemon.world import World
+from tests.sim.job import Job
+from tests.sim.world import World
 
 from ckptd.ckpt.client import Decision
 from ckptd.ckpt.config import Config

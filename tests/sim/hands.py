@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tests.daemon.memory import Host, digest, encode
+from tests.sim.memory import Host, digest, encode
 
 from ckptd.ckpt.inventory import Held, Report
 from ckptd.ckpt.model import Image
 from ckptd.daemon import events as ev
 
 if TYPE_CHECKING:
-    from tests.daemon.world import World
+    from tests.sim.world import World
 
 
 class Hands:

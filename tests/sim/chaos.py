@@ -9,8 +9,8 @@ from __future__ import annotations
 from random import Random
 from typing import Any
 
-from tests.daemon.job import Job, Life
-from tests.daemon.world import TIMING, Net, World
+from tests.sim.job import Job, Life
+from tests.sim.world import TIMING, Net, World
 
 from ckptd.ckpt.model import Version
 from ckptd.daemon import events as ev

@@ -15,8 +15,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from tests.daemon.hands import Hands
-from tests.daemon.memory import Host, cut_out, decode, unrecoverable
+from tests.sim.hands import Hands
+from tests.sim.memory import Host, cut_out, decode, unrecoverable
 
 from ckptd.ckpt.config import Config, Timing
 from ckptd.ckpt.inventory import Held, Ledger, Parity

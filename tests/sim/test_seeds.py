@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from tests.daemon.chaos import Chaos
+from tests.sim.chaos import Chaos
 
 SEEDS = 60
 

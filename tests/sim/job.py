@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-from tests.daemon.world import World
+from tests.sim.world import World
 
 from ckptd.ckpt.client import Decision
 from ckptd.ckpt.errors import CkptdError
