@@ -103,7 +103,7 @@ def test_more_losses_than_parity_fall_back_to_storage() -> None:
     """The newest persisted step is chosen, and the decision says why nothing newer was."""
     world, job = training(persist_every=1)
     assert world.run(10.0, lambda: bool(world.manifests))
-    world.promises_p1 = False  # two losses with one parity are beyond it
+    world.truth.promises_p1 = False  # two losses with one parity are beyond it
     lives = len(job.lives)
     for node in (1, 2):
         job.lose(node)
@@ -152,11 +152,11 @@ def test_lost_and_repeated_letters_only_delay() -> None:
 def test_storage_that_fails_does_not_stop_the_snapshots() -> None:
     """Steps go on being sealed in memory while storage is down, and are persisted when it is back."""
     world, _ = training(persist_every=1)
-    world.storage_works = False
+    world.storage.works = False
     stored = len(world.manifests)
     assert goes_on(world)
     assert goes_on(world)
     assert len(world.manifests) <= stored + 1
-    world.storage_works = True
+    world.storage.works = True
     newest = max(world.manifests, default=None)
     assert world.run(30.0, lambda: max(world.manifests, default=None) != newest)

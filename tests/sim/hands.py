@@ -1,27 +1,66 @@
-"""Performs a daemon's effects in memory, with real bytes: the part of the simulated world that stands for its jobs."""
+"""Performs a daemon's effects in memory, with real bytes: the part of the simulated world that stands for its jobs.
+
+A job is a generator: at each `yield` time passes, and the daemon may die there and leave what it was doing half done.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from tests.sim.memory import Host, digest, encode
+from tests.sim.memory import SCALE, UNIT, Host, Segment, digest, segment
 
+from ckptd.ckpt.errors import MemoryBudgetError
 from ckptd.ckpt.inventory import Held, Report
 from ckptd.ckpt.model import Image
 from ckptd.daemon import events as ev
 
 if TYPE_CHECKING:
-    from tests.sim.world import World
+    from tests.sim.world import Steps, World
+
+NO_ROOM = "the tmpfs is full"
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """What a trainer that may fill a slot has then: the slot, and its file mapped."""
+
+    slot: ev.SlotId
+    file: bytearray
 
 
 class Hands:
-    """One for all hosts. A job takes a while before it reads, and its event another while to come back."""
+    """One for all hosts."""
 
     def __init__(self, world: World) -> None:
         self.world = world
+        self._perform: dict[type, Callable[[Host, Any], None]] = {
+            ev.Answer: self._answer,
+            ev.Send: self._send,
+            ev.Retire: self._retire,
+            ev.DropRecord: self._drop_record,
+            ev.DropParity: self._drop_parity,
+            ev.Remember: self._remember,
+            ev.Note: self._note,
+        }
+        self._jobs: dict[type, Callable[[Host, Any], Steps]] = {
+            ev.MakeSlot: self._make_slot,
+            ev.Record: self._record,
+            ev.MakeParity: self._make_parity,
+            ev.Rebuild: self._rebuild,
+            ev.Write: self._write,
+            ev.Publish: self._publish,
+        }
 
     def perform(self, host: Host, effect: ev.Effect) -> None:
-        getattr(self, f"_{type(effect).__name__.lower()}")(host, effect)
+        job = self._jobs.get(type(effect))
+        if job is not None:
+            self.world.work(host, job(host, effect))
+        else:
+            self._perform[type(effect)](host, effect)
+
+    # ---- at once ------------------------------------------------------------------------------------
 
     def _answer(self, host: Host, effect: ev.Answer) -> None:
         then = self.world.answers.pop(effect.ticket)
@@ -36,96 +75,136 @@ class Hands:
             if (host.index, to.index) not in world.cuts and to.node is session:
                 world.tell(to, event)
 
-        copies = 0 if world.rng.random() < world.net.loss else 1 + (world.rng.random() < world.net.repeat)
-        for _ in range(copies):
-            late = world.rng.random() < world.net.late
-            world.at(world.rng.uniform(0.3, 3.0) if late else world.within(world.net.delay_s), deliver)
+        for delay in world.net.delays(world.rng, (host.index, to.index)):
+            world.at(delay, deliver)
 
     def _retire(self, host: Host, effect: ev.Retire) -> None:
-        """Files are made anew at each capture here."""
+        host.files.pop(effect.slot, None)
 
-    def _droprecord(self, host: Host, effect: ev.DropRecord) -> None:
+    def _drop_record(self, host: Host, effect: ev.DropRecord) -> None:
         host.records.pop(effect.slot, None)
-        self.world.dirty = True
+        self.world.truth.changed = True
 
-    def _dropparity(self, host: Host, effect: ev.DropParity) -> None:
+    def _drop_parity(self, host: Host, effect: ev.DropParity) -> None:
         host.parities.pop(effect.parity, None)
-        self.world.dirty = True
+        self.world.truth.changed = True
 
     def _remember(self, host: Host, effect: ev.Remember) -> None:
-        host.remembered = (effect.epoch, effect.sealed)
+        if not host.full:
+            host.remembered = (effect.epoch, effect.sealed)
 
     def _note(self, host: Host, effect: ev.Note) -> None:
-        self.world.notes.append((self.world.now, host.index, effect.event, dict(effect.fields)))
+        self.world.note(host.index, effect.event, **dict(effect.fields))
 
-    def _makeslot(self, host: Host, effect: ev.MakeSlot) -> None:
-        def make(host: Host) -> None:
-            if effect.slot not in host.records:  # else whoever asked has died since, and a rebuild has filled it
-                host.files[effect.slot] = bytearray(effect.size)
-            then = self.world.answers.pop(effect.ticket)
-            self.world.at(0.0, lambda: then(ev.Granted(effect.slot, "")))
+    # ---- jobs ---------------------------------------------------------------------------------------
 
-        self.world.work(host, make)
+    def scan(self, host: Host) -> Steps:
+        """What a daemon finds when it starts."""
+        for found in list(host.records.values()):
+            if not host.is_sound(found):
+                del host.records[found.slot]
+        for parity, kept in list(host.parities.items()):
+            if digest(bytes(kept.data)) != kept.digest:
+                del host.parities[parity]
+        self.world.truth.changed = True
+        yield
+        parities = tuple(ev.FoundParity(parity, kept.table) for parity, kept in host.parities.items())
+        return ev.Scanned(tuple(host.records.values()), parities, *host.remembered)
 
-    def _record(self, host: Host, effect: ev.Record) -> None:
-        def record(host: Host) -> ev.Event:
-            data = bytes(host.files[effect.slot])
-            image = Image(effect.slot.rank, len(data), digest(data))
-            host.records[effect.slot] = ev.FoundSlot(effect.slot, effect.version, effect.world, image, "captured")
-            held = Held(effect.version, effect.world, image)
-            self.world.captured.setdefault(effect.version, {})[image.rank] = (host.index, held)
-            return ev.Recorded(effect.slot, effect.version, effect.world, image)
+    def _make_slot(self, host: Host, effect: ev.MakeSlot) -> Steps:
+        yield
+        size = effect.size // SCALE
+        fits = len(host.files.get(effect.slot, b"")) == size
+        then = self.world.answers.pop(effect.ticket)
+        if host.full and not fits:
+            self.world.at(0.0, lambda: then(MemoryBudgetError(NO_ROOM)))
+            return ev.SlotFailed(effect.slot, NO_ROOM)
+        if not fits:
+            host.files[effect.slot] = bytearray(size)
+        file = host.files[effect.slot]  # else it is used again, with what stands in it, by whoever still maps it too
+        self.world.at(0.0, lambda: then(Opened(effect.slot, file)))
+        return None
 
-        self.world.work(host, record)
+    def _record(self, host: Host, effect: ev.Record) -> Steps:
+        yield
+        data = bytes(host.files[effect.slot])
+        image = Image(effect.slot.rank, len(data) * SCALE, digest(data))
+        yield
+        if host.full and self.world.rng.random() < 0.5:
+            return ev.Recorded(effect.slot, effect.version, effect.world, None, NO_ROOM)
+        host.records[effect.slot] = ev.FoundSlot(effect.slot, effect.version, effect.world, image, "captured")
+        self.world.truth.capture(host.index, Held(effect.version, effect.world, image), effect.version)
+        return ev.Recorded(effect.slot, effect.version, effect.world, image)
 
-    def _makeparity(self, host: Host, effect: ev.MakeParity) -> None:
-        def make(host: Host) -> ev.Event:
-            made = []
-            for parity in effect.parities:
-                data = encode(self.world.reach(host), self.world.groups[parity.group], effect.table, parity)
-                if data is not None:
-                    host.parities[parity] = (effect.table, data)
-                    made.append(parity)
-            self.world.made.update(made)
-            missing = len(made) < len(effect.parities)
-            return ev.ParityMade(effect.table, tuple(made), "a source can't be read" if missing else "")
+    def _make_parity(self, host: Host, effect: ev.MakeParity) -> Steps:
+        world, table, made = self.world, effect.table, []
+        for parity in effect.parities:
+            group = world.groups[parity.group]
+            sources = []
+            for symbol in range(group.layout.k):
+                if symbol % 4 == 0:
+                    yield
+                sources.append(segment(world.reach(host), world.tell, (group, table, parity.stripe), symbol))
+            whole = [data for data in sources if data is not None]
+            if len(whole) < len(sources) or host.full:
+                continue
+            out = bytearray(group.units(table) * UNIT)
+            group.code.encode(whole, [parity.row], [out])
+            yield
+            host.parities[parity] = Segment(table, out, digest(bytes(out)))
+            made.append(parity)
+            world.truth.made.add(parity)
+        reason = "a source can't be read, or there is no room" if len(made) < len(effect.parities) else ""
+        return ev.ParityMade(table, tuple(made), reason)
 
-        self.world.work(host, make)
+    def _rebuild(self, host: Host, effect: ev.Rebuild) -> Steps:
+        found, table = [], effect.table
+        for image, slot in effect.slots:
+            yield
+            data = self.world.fetch(host, effect.ledger, table, image.rank)
+            if data is None or (host.full and len(host.files.get(slot, b"")) != len(data)):
+                continue
+            if len(host.files.get(slot, b"")) != len(data):
+                host.files[slot] = bytearray(len(data))
+            file, half = host.files[slot], len(data) // 2
+            file[:half] = data[:half]
+            yield
+            file[half:] = data[half:]
+            yield
+            if digest(bytes(file)) == image.digest:
+                found.append(ev.FoundSlot(slot, table.version, table.world, image, "parity"))
+                host.records[slot] = found[-1]
+        reason = "a source can't be read, or there is no room" if len(found) < len(effect.slots) else ""
+        return ev.Rebuilt(table, tuple(found), reason)
 
-    def _rebuild(self, host: Host, effect: ev.Rebuild) -> None:
-        def rebuild(host: Host) -> ev.Event:
-            found = []
-            for image, slot in effect.slots:
-                data = self.world.fetch(host, effect.ledger, effect.table, image.rank)
-                if data is not None:
-                    host.files[slot] = bytearray(data)
-                    found.append(ev.FoundSlot(slot, effect.table.version, effect.table.world, image, "parity"))
-                    host.records[slot] = found[-1]
-            missing = len(found) < len(effect.slots)
-            return ev.Rebuilt(effect.table, tuple(found), "a source can't be read" if missing else "")
+    def _write(self, host: Host, effect: ev.Write) -> Steps:
+        storage, failed, me = self.world.storage, ev.Written(effect.version, (), "storage failed"), host.index
+        for image, _ in effect.slots:
+            yield
+            data, key = host.image(effect.version, image), (effect.version, image.rank)
+            if data is None or not storage.write(key, data[: len(data) // 2], me):
+                return failed
+            yield
+            if not (storage.write(key, data, me) and storage.sync(key, me)):
+                return failed
+            yield
+            if not storage.rename(key, me):
+                return failed
+            yield
+            if not storage.sync_directory(key):
+                return failed
+        return ev.Written(effect.version, tuple(image for image, _ in effect.slots))
 
-        self.world.work(host, rebuild)
-
-    def _write(self, host: Host, effect: ev.Write) -> None:
-        def write(host: Host) -> ev.Event:
-            data = [host.image(effect.version, image) for image, _ in effect.slots]
-            if not self.world.storage_works or any(part is None for part in data):
-                return ev.Written(effect.version, (), "storage failed")
-            images = tuple(image for image, _ in effect.slots)
-            self.world.parts |= {(effect.version, i.rank): part or b"" for i, part in zip(images, data, strict=True)}
-            return ev.Written(effect.version, images)
-
-        self.world.work(host, write)
-
-    def _publish(self, host: Host, effect: ev.Publish) -> None:
-        def publish(host: Host) -> ev.Event:
-            version = effect.table.version
-            if not self.world.storage_works:
-                return ev.Published(version, "storage failed")
-            for image in (image for payload in effect.table.payloads for image in payload.images):
-                written = self.world.parts[version, image.rank]
-                assert digest(written) == image.digest, f"the manifest of {version} names no file"
-            self.world.manifests[version] = effect.table
-            return ev.Published(version)
-
-        self.world.work(host, publish)
+    def _publish(self, host: Host, effect: ev.Publish) -> Steps:
+        version, storage = effect.table.version, self.world.storage
+        yield
+        for image in (image for payload in effect.table.payloads for image in payload.images):
+            written = storage.files.get((version, image.rank))
+            if written is None or len(written.data) * SCALE != image.size:
+                return ev.Published(version, f"rank {image.rank} is not on storage")
+        if not storage.publish(effect.table, host.index):
+            return ev.Published(version, "storage failed")
+        yield
+        if not storage.sync_root(version):
+            return ev.Published(version, "storage failed")
+        return ev.Published(version)

@@ -12,10 +12,12 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
+from tests.sim.hands import Opened
+from tests.sim.memory import SCALE
 from tests.sim.world import World
 
 from ckptd.ckpt.client import Decision
-from ckptd.ckpt.errors import CkptdError
+from ckptd.ckpt.errors import CkptdError, MemoryBudgetError
 from ckptd.ckpt.model import Version
 from ckptd.daemon import events as ev
 from ckptd.daemon.node import Node
@@ -24,6 +26,10 @@ Wait = Callable[[Callable[[Any], None]], None]
 Waiting = Generator[Wait, Any, None]
 ANSWER_S = 8.0
 """How long a trainer waits for an answer before it asks again, or goes on without the snapshot."""
+
+
+LATE_S = 4.0
+"""A daemon that runs answers a trainer that captures within this time (P4: nobody waits for what he has not caused)."""
 
 
 class Silence:
@@ -54,6 +60,7 @@ class Life:
 
     procs: list[Proc]
     decision: Decision | None = None
+    asked_at: float = 0.0
     decided_at: float = 0.0
     sealed_before: Version | None = None
     """The newest sealed version when the decision was asked for."""
@@ -100,6 +107,7 @@ class Job:
     def kill(self, rank: int) -> None:
         """A trainer dies; the launcher notices, ends the others and starts anew."""
         life = self.life
+        self.world.note(-1, "trainer dies", rank=rank)
         self._end(life.procs[rank])
         if life.ended:
             return
@@ -162,6 +170,22 @@ class Job:
 
         return wait
 
+    def _capture_ask(self, proc: Proc, question: Callable[[int], ev.Event]) -> Wait:
+        """Ask, and see to it that the answer comes soon where the daemon lives and was not frozen."""
+        host, asked, wait = self.world.hosts[proc.node], self.world.now, self._ask(proc, question)
+        daemon = proc.daemon  # another one would be met only after this trainer has attached to it
+
+        def checked(resume: Callable[[Any], None]) -> None:
+            def judge(answer: Any) -> None:
+                waited = self.world.now - max(asked, host.frozen_until)
+                prompt = not proc.alive or host.node is not daemon or waited < LATE_S
+                assert prompt, f"P4: rank {proc.rank} waited {waited:.1f} s for the daemon of node {proc.node}"
+                resume(answer)
+
+            wait(judge)
+
+        return checked
+
     def _send(self, proc: Proc, question: Callable[[int], ev.Event], then: Callable[[Any], None]) -> None:
         host = self.world.hosts[proc.node]
         if not proc.alive:
@@ -219,45 +243,58 @@ class Job:
 
         answer: Any = Silence()
         while isinstance(answer, Silence):
-            life.sealed_before = self.world.sealed
+            life.sealed_before, life.asked_at = self.world.sealed, self.world.now
             answer = yield self._ask(proc, question)
         if isinstance(answer, CkptdError):
             assert not self._is_current(life), f"a living trainer got no decision: {answer}"
             yield self._sleep(1e9)
         assert isinstance(answer, Decision), answer
         assert answer.reason, "a decision without a reason"
+        assert answer.epoch not in self._epochs_in_use(), f"P2: epoch {answer.epoch} was given to two lives"
         life.decision, life.decided_at = answer, self.world.now
+        self.world.note(-1, "RESTORES", version=str(answer.version), epoch=answer.epoch, source=answer.source)
+
+    def _epochs_in_use(self) -> set[int]:
+        """The epochs of everything that was captured and is still there: a new life must have another one."""
+        held = {found.version.epoch for host in self.world.hosts for found in host.records.values()}
+        return held | {version.epoch for version in self.world.manifests}
 
     def _restore(self, life: Life, proc: Proc, version: Version) -> Waiting:
         """Bring this rank's image here; P2: the bytes are those that were captured, all of the version decided."""
         for _ in range(20):
             data = self.world.gather(self.world.hosts[proc.node], version, proc.rank)
             if data is not None:
-                assert data == content(proc.rank, version, self.sizes[proc.rank]), f"rank {proc.rank}: not {version}"
+                whole = data == content(proc.rank, version, self.sizes[proc.rank])
+                assert whole, f"P2: what rank {proc.rank} restored is not {version}"
                 return
             yield self._sleep(0.2)
         self.kill(proc.rank)
         yield self._sleep(1e9)
 
     def _capture(self, life: Life, proc: Proc, version: Version) -> Waiting:
-        size, host = self.sizes[proc.rank], self.world.hosts[proc.node]
-        answer = yield self._ask(proc, lambda ticket: ev.BeginAsked(ticket, proc.rank, version, size))
+        size, rng = self.sizes[proc.rank], self.world.rng
+        answer = yield self._capture_ask(proc, lambda ticket: ev.BeginAsked(ticket, proc.rank, version, size * SCALE))
         if isinstance(answer, CkptdError):
             self.refused += 1
-            assert not self._is_current(life), f"a living trainer was refused: {answer}"
-        if not isinstance(answer, ev.Granted):
+            full = isinstance(answer, MemoryBudgetError)
+            assert full or not self._is_current(life), f"P4: a living trainer was refused: {answer}"
+        if not isinstance(answer, Opened):
             self.skipped += answer is None
             return
         self.granted += 1
-        file, data = host.files[answer.slot], content(proc.rank, version, size)
+        slot, file, data = answer.slot, answer.file, content(proc.rank, version, size)
+        changed = rng.random() < 0.02  # somebody updates the parameters while they are copied; the trip wires see it
+        if changed:
+            data = rng.randbytes(size)
         for half in (slice(0, size // 2), slice(size // 2, size)):
             yield self._sleep(self.world.within(self.fill_s))
             file[half] = data[half]
-        slot = answer.slot
-        if self.world.rng.random() < 0.02:
-            yield self._ask(proc, lambda ticket: ev.AbortAsked(ticket, slot, version, "updated behind our back"))
+        if changed:
+            yield self._capture_ask(
+                proc, lambda ticket: ev.AbortAsked(ticket, slot, version, "changed behind our back")
+            )
         else:
-            yield self._ask(proc, lambda ticket: ev.CommitAsked(ticket, slot, version))
+            yield self._capture_ask(proc, lambda ticket: ev.CommitAsked(ticket, slot, version))
 
 
 def _nothing(_answer: object) -> None:

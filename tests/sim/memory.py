@@ -1,4 +1,7 @@
-"""What stands in a node's memory in the simulated world, and the real code over it: symbols, parities, decoding."""
+"""What stands in a node's memory in the simulated world, and the real code over it: symbols, parities, decoding.
+
+One byte here stands for `SCALE` bytes of an image, so that payloads of several pieces are small and quick.
+"""
 
 from __future__ import annotations
 
@@ -9,23 +12,44 @@ from ckptd.ckpt.groups import Group
 from ckptd.ckpt.inventory import Parity
 from ckptd.ckpt.model import PIECE, Image, Table, Version
 from ckptd.ckpt.pieces import digest_of, sums_of
-from ckptd.daemon.events import FoundSlot, SlotId
+from ckptd.daemon.events import FoundSlot, ParityDamaged, SlotId
 from ckptd.daemon.node import Node
+
+UNIT = 64
+"""Bytes that stand for one piece."""
+SCALE = PIECE // UNIT
+
+
+@dataclass(eq=False, slots=True)
+class Segment:
+    """A parity that stands in memory: the bytes, and the sum that its record says."""
+
+    table: Table
+    data: bytearray
+    digest: str
+    flipped: bool = False
+    """Whether a fault has changed it. Only the checks look at this, never what is checked."""
 
 
 @dataclass(eq=False)
 class Host:
-    """A node of the cluster: its segment directory, and its daemon while one runs."""
+    """A node of the cluster: its segment directory, its clock, and its daemon while one runs."""
 
     index: int
     files: dict[SlotId, bytearray] = field(default_factory=dict)
     records: dict[SlotId, FoundSlot] = field(default_factory=dict)
-    parities: dict[Parity, tuple[Table, bytes]] = field(default_factory=dict)
+    parities: dict[Parity, Segment] = field(default_factory=dict)
     remembered: tuple[int, Version | None] = (0, None)
     node: Node | None = None
     boots: int = 0
     damaged: list[FoundSlot] = field(default_factory=list)
-    """What readers found not to match its record; the daemon is told."""
+    """Images whose bytes were changed by a fault or found not to match; the daemon is told soon."""
+    full: bool = False
+    """Whether the tmpfs has no room for anything new."""
+    clock: tuple[float, float] = (0.0, 1.0)
+    """What the node's own clock shows: an offset, and seconds per second."""
+    frozen_until: float = 0.0
+    thawed_at: float = 0.0
 
     def image(self, version: Version, image: Image) -> bytes | None:
         """The verified bytes of an image that has its record here."""
@@ -37,9 +61,16 @@ class Host:
     def is_sound(self, found: FoundSlot) -> bool:
         """Whether the bytes still match the record."""
         sound = digest(bytes(self.files[found.slot])) == found.image.digest
-        if not sound:
+        if not sound and found not in self.damaged:
             self.damaged.append(found)
         return sound
+
+    def parity(self, parity: Parity, table: Table) -> bytes | ParityDamaged | None:
+        """The verified bytes of a parity made under this table."""
+        segment = self.parities.get(parity)
+        if segment is None or segment.table != table:
+            return None
+        return bytes(segment.data) if digest(bytes(segment.data)) == segment.digest else ParityDamaged(parity)
 
     def has(self, table: Table) -> bool:
         """Whether every image of this node's payload has its record here."""
@@ -47,25 +78,31 @@ class Host:
         return all((table.version, image) in here for image in table.payload(self.index).images)
 
     def has_parity(self, parity: Parity, table: Table) -> bool:
-        return parity in self.parities and self.parities[parity][0] == table
+        segment = self.parities.get(parity)
+        return segment is not None and segment.table == table and not segment.flipped
 
 
 Reach = Callable[[int], Host | None]
 """The host of a node, or None when the reader can't reach it."""
+Telling = Callable[[Host, ParityDamaged], None]
 
 
 def digest(data: bytes) -> str:
-    return digest_of(sums_of(data), len(data))
+    return digest_of(sums_of(data), len(data) * SCALE)
 
 
-def segment(reach: Reach, group: Group, table: Table, stripe: int, symbol: int) -> bytes | None:
-    """The bytes of one symbol of a stripe, or None when they can't be read."""
-    layout, size = group.layout, group.units(table) * PIECE
+def segment(reach: Reach, tell: Telling, where: tuple[Group, Table, int], symbol: int) -> bytes | None:
+    """The bytes of one symbol of a stripe, or None when they can't be read. `where` is (group, table, stripe)."""
+    group, table, stripe = where
+    layout, size = group.layout, group.units(table) * UNIT
     if symbol >= layout.k:
         row = symbol - layout.k
         host = reach(group.nodes[layout.parity_positions(stripe)[row]])
-        parity = Parity(table.version, group.index, stripe, row)
-        return host.parities[parity][1] if host and host.has_parity(parity, table) else None
+        data = host.parity(Parity(table.version, group.index, stripe, row), table) if host else None
+        if isinstance(data, ParityDamaged) and host:
+            tell(host, data)
+            return None
+        return data if isinstance(data, bytes) else None
     position = layout.data_positions(stripe)[symbol]
     index = layout.segment_of(position, stripe)
     assert index is not None
@@ -75,26 +112,16 @@ def segment(reach: Reach, group: Group, table: Table, stripe: int, symbol: int) 
     if any(part is None for part in parts):
         return None
     payload = b"".join(
-        (part or b"").ljust(image.pieces * PIECE, b"\0") for part, image in zip(parts, images, strict=True)
+        (part or b"").ljust(image.pieces * UNIT, b"\0") for part, image in zip(parts, images, strict=True)
     )
     return payload[index * size : (index + 1) * size].ljust(size, b"\0")
 
 
-def encode(reach: Reach, group: Group, table: Table, parity: Parity) -> bytes | None:
-    """One parity of a stripe, or None when a data symbol can't be read."""
-    data = [segment(reach, group, table, parity.stripe, symbol) for symbol in range(group.layout.k)]
-    sources = [part for part in data if part is not None]
-    if len(sources) < len(data):
-        return None
-    out = bytearray(group.units(table) * PIECE)
-    group.code.encode(sources, [parity.row], [out])
-    return bytes(out)
-
-
 def decode(
-    reach: Reach, group: Group, table: Table, node: int, symbols: Callable[[int], Iterable[int]]
+    reach: Reach, tell: Telling, where: tuple[Group, Table], node: int, symbols: Callable[[int], Iterable[int]]
 ) -> bytes | None:
     """The lost payload of a node from any k of the `symbols(stripe)` of each stripe, or None when too few can be read."""
+    group, table = where
     layout, position = group.layout, group.nodes.index(node)
     payload = bytearray()
     if not layout.m:
@@ -104,12 +131,13 @@ def decode(
         lost = layout.symbol_of(position, stripe)
         have: dict[int, bytes] = {}
         for symbol in symbols(stripe):
-            part = segment(reach, group, table, stripe, symbol) if symbol != lost and len(have) < layout.k else None
+            wanted = symbol != lost and len(have) < layout.k
+            part = segment(reach, tell, (group, table, stripe), symbol) if wanted else None
             if part is not None:
                 have[symbol] = part
         if len(have) < layout.k:
             return None
-        out = bytearray(group.units(table) * PIECE)
+        out = bytearray(group.units(table) * UNIT)
         group.code.decode(have, [lost], [out])
         payload += out
     return bytes(payload)
@@ -117,9 +145,9 @@ def decode(
 
 def cut_out(payload: bytes, table: Table, node: int, rank: int) -> bytes | None:
     """The verified image of a rank out of a decoded payload."""
-    start = table.payload(node).start_of(rank) * PIECE
+    start = table.payload(node).start_of(rank) * UNIT
     image = table.holder(rank)[1]
-    data = payload[start : start + image.size]
+    data = payload[start : start + image.size // SCALE]
     return data if digest(data) == image.digest else None
 
 
@@ -127,12 +155,13 @@ def unrecoverable(hosts: Sequence[Host], groups: Sequence[Group], table: Table) 
     """None when every image of the table stands on a host or can be decoded from what does, else what can't."""
     for group in groups:
         layout = group.layout
-        for node in group.nodes:
-            if hosts[node].has(table):
+        whole = [hosts[node].has(table) for node in group.nodes]
+        for at, node in enumerate(group.nodes):
+            if whole[at]:
                 continue
             for index in range(layout.k):
-                stripe = layout.stripe_of(group.nodes.index(node), index)
-                have = sum(hosts[group.nodes[position]].has(table) for position in layout.data_positions(stripe))
+                stripe = layout.stripe_of(at, index)
+                have = sum(whole[position] for position in layout.data_positions(stripe))
                 for row, position in enumerate(layout.parity_positions(stripe)):
                     parity = Parity(table.version, group.index, stripe, row)
                     have += hosts[group.nodes[position]].has_parity(parity, table)

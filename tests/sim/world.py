@@ -1,43 +1,49 @@
 """A cluster of production nodes in one thread, under a seed and a virtual clock. Every effect is performed in memory.
 
-Bytes, checksums and the erasure code are the real ones. A job takes a random time before it reads and another before its
-event comes; letters are delayed, lost and repeated; a daemon may die between any two effects. What was captured and
-sealed is written down apart from what the nodes believe, so that `check` can compare.
+Bytes, checksums and the erasure code are the real ones. A job takes random times between its steps; letters are delayed,
+lost and repeated; a daemon may die or freeze between any two effects and any two steps of a job. Every node has a clock
+of its own. What was captured and sealed is written down apart from what the nodes believe (`Truth`) and checked after
+every event.
 """
 
 from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from random import Random
 from typing import Any
 
 from tests.sim.hands import Hands
-from tests.sim.memory import Host, cut_out, decode, unrecoverable
+from tests.sim.memory import Host, cut_out, decode
+from tests.sim.network import Net
+from tests.sim.storage import Storage
+from tests.sim.truth import Truth
 
 from ckptd.ckpt.config import Config, Timing
-from ckptd.ckpt.inventory import Held, Ledger, Parity
-from ckptd.ckpt.model import Image, Payload, Table, Version
+from ckptd.ckpt.inventory import Ledger
+from ckptd.ckpt.model import Table, Version
 from ckptd.ckpt.recovery import Stored, group_of, holders, is_complete, survey, surviving
 from ckptd.daemon import events as ev
 from ckptd.daemon.node import Node
 
 TICK_S = 0.2
 TIMING = Timing(report_every_s=0.25, lost_after_s=1.0, settle_s=3.0)
+Steps = Generator[None, None, ev.Event | None]
+"""A job of a daemon: between its steps time passes, and the daemon may die."""
 
 
-@dataclass
-class Net:
-    """How letters travel."""
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A line of the trace."""
 
-    delay_s: tuple[float, float] = (0.001, 0.01)
-    loss: float = 0.0
-    repeat: float = 0.0
-    late: float = 0.0
-    """How many letters come seconds late."""
+    when: float
+    node: int
+    event: str
+    fields: dict[str, object]
 
 
 class World:
@@ -52,33 +58,49 @@ class World:
         self.answers: dict[int, Callable[[Any], None]] = {}
         self._settings: dict[str, Any] = {"timing": TIMING, "storage": Path("/storage"), **settings}
         self._addresses = tuple(f"host:{index + 1}" for index in range(nodes))
-        self.hosts = [Host(index) for index in range(nodes)]
+        self.config = cache(self._config)
         self.groups = self.config(0).groups
+        self.hosts = [Host(index) for index in range(nodes)]
         self.cuts: set[tuple[int, int]] = set()
-        self.parts: dict[tuple[Version, int], bytes] = {}
-        self.manifests: dict[Version, Table] = {}
-        self.storage_works = True
-        self.captured: dict[Version, dict[int, tuple[int, Held]]] = {}
-        self.made: set[Parity] = set()
-        self.sealed: Version | None = None
-        self.notes: list[tuple[float, int, str, dict[str, object]]] = []
+        self.storage = Storage()
+        self.truth = Truth(self)
+        self.trace: list[Entry] = []
         self.fuse: tuple[int, int] | None = None
         """(node, effects left): the daemon dies between two of its effects."""
-        self.dirty = False
-        self.promises_p1 = True
         self.events = 0
         self.hands = Hands(self)
 
-    def config(self, node: int) -> Config:
+    def _config(self, node: int) -> Config:
         run, segments = Path("/run/ckptd"), Path("/dev/shm/ckptd")
         return Config(
             node=node, nodes=self._addresses, secret=b"s" * 16, run_dir=run, segment_dir=segments, **self._settings
         ).validate()
 
+    @property
+    def sealed(self) -> Version | None:
+        """The newest version that any node has ever known to be sealed."""
+        return self.truth.sealed
+
+    @property
+    def manifests(self) -> dict[Version, Table]:
+        """What storage offers."""
+        return {version: name.table for version, name in self.storage.names.items()}
+
+    def note(self, node: int, event: str, **fields: object) -> None:
+        """Add a line to the trace (node -1: the world itself)."""
+        self.trace.append(Entry(self.now, node, event, fields))
+
+    def noted(self, event: str) -> list[tuple[float, dict[str, object]]]:
+        return [(entry.when, entry.fields) for entry in self.trace if entry.event == event]
+
     # ---- time -------------------------------------------------------------------------------------
 
     def at(self, delay: float, act: Callable[[], None]) -> None:
         heapq.heappush(self._queue, (self.now + delay, next(self._order), act))
+
+    def _when_thawed(self, host: Host, act: Callable[[], None]) -> None:
+        """Put off what a frozen daemon should do; all in its order, so the time is the very same for all."""
+        heapq.heappush(self._queue, (host.frozen_until, next(self._order), act))
 
     def run(self, seconds: float, until: Callable[[], bool] = lambda: False) -> bool:
         """Let time pass until the condition holds (return True) or the seconds are over."""
@@ -102,34 +124,38 @@ class World:
             host = self.hosts[index]
             host.boots += 1
             host.node = Node(self.config(index), f"{index}.{host.boots}")
-            self.work(host, self.scan)
+            self.note(index, "daemon starts", boot=host.node.boot)
+            self.work(host, self.hands.scan(host))
             self._tick(host, host.node)
 
-    def scan(self, host: Host) -> ev.Event:
-        for found in list(host.records.values()):
-            if not host.is_sound(found):
-                del host.records[found.slot]
-                self.dirty = True
-        parities = tuple(ev.FoundParity(parity, table) for parity, (table, _) in host.parities.items())
-        return ev.Scanned(tuple(host.records.values()), parities, *host.remembered)
-
     def _tick(self, host: Host, node: Node) -> None:
-        if host.node is node:
+        if host.node is not node:
+            return
+        if self.now >= host.frozen_until:
             self.tell(host, ev.Tick())
             for found in host.damaged:
                 self.tell(host, ev.Damaged(found.slot, found.version))
             host.damaged[:] = [found for found in host.damaged if host.records.get(found.slot) is found]
-            self.at(TICK_S, lambda: self._tick(host, node))
+        self.at(TICK_S, lambda: self._tick(host, node))
 
     def crash(self, index: int) -> None:
         """The daemon dies; what stands in its host's memory stays."""
+        if self.hosts[index].node is not None:
+            self.note(index, "daemon dies")
         self.hosts[index].node = None
 
+    def freeze(self, index: int, seconds: float) -> None:
+        """The daemon is stopped and goes on later: what comes meanwhile is handled then."""
+        host = self.hosts[index]
+        host.frozen_until = max(host.frozen_until, self.now + seconds)
+
     def lose(self, index: int) -> None:
-        """The node dies with everything in its memory."""
-        boots = self.hosts[index].boots
-        self.hosts[index].__init__(index, boots=boots)  # type: ignore[misc]
-        self.dirty = True
+        """The node dies with everything in its memory; the next machine in its place has another clock."""
+        self.note(index, "node lost")
+        boots, self.hosts[index].node = self.hosts[index].boots, None
+        self.hosts[index] = Host(index, boots=boots, clock=(self.rng.uniform(0.0, 1e5), self.hosts[index].clock[1]))
+        self.storage.lose(index, self.rng)
+        self.truth.changed = True
 
     def daemon(self, index: int) -> Node:
         node = self.hosts[index].node
@@ -141,8 +167,12 @@ class World:
         node = host.node
         if node is None:
             return
+        if self.now < host.frozen_until:
+            self._when_thawed(host, lambda: self.tell(host, event) if host.node is node else None)
+            return
         self.events += 1
-        effects = node.handle(event, self.now)
+        offset, rate = host.clock
+        effects = node.handle(event, offset + rate * self.now)
         node.check_invariants()
         for effect in effects:
             if self.fuse is not None and self.fuse[0] == host.index:
@@ -152,33 +182,42 @@ class World:
             if host.node is not node:
                 break
             self.hands.perform(host, effect)
-        if node.sealed is not None and (self.sealed is None or node.sealed > self.sealed):
-            self._check_seal(node.sealed)
-            self.sealed, self.dirty = node.sealed, True
-        if self.dirty:
-            self.dirty = False
-            self.check()
+        self.truth.look(host, node)
 
     def ask(self, host: Host, question: Callable[[int], ev.Event], then: Callable[[Any], None]) -> None:
         ticket = next(self._tickets)
         self.answers[ticket] = then
         self.tell(host, question(ticket))
 
-    def work(self, host: Host, job: Callable[[Host], ev.Event | None]) -> None:
-        """Run a job of the host's daemon after a while, and hand in its event after another, unless the daemon dies."""
+    def work(self, host: Host, steps: Steps) -> None:
+        """Run a job of the host's daemon, with a while between its steps, and hand in its event, unless the daemon dies."""
         node = host.node
 
-        def start() -> None:
-            event = job(host) if host.node is node else None
-            if event is not None:
-                self.at(self.within(self.work_s), lambda: self.tell(host, event) if host.node is node else None)
+        def go_on() -> None:
+            if host.node is not node:
+                return
+            if self.now < host.frozen_until:
+                self._when_thawed(host, go_on)
+                return
+            try:
+                next(steps)
+            except StopIteration as end:
+                event = end.value
+                if event is not None:
+                    self.at(self.within(self.work_s), lambda: self.tell(host, event) if host.node is node else None)
+            else:
+                self.at(self.within(self.work_s), go_on)
 
-        self.at(self.within(self.work_s), start)
+        self.at(self.within(self.work_s), go_on)
 
     def reach(self, reader: Host) -> Callable[[int], Host | None]:
+        """Whom this host can read from now."""
+
         def reach(node: int) -> Host | None:
-            serves = self.hosts[node].node is not None and not {(reader.index, node), (node, reader.index)} & self.cuts
-            return self.hosts[node] if serves or node == reader.index else None
+            other = self.hosts[node]
+            serves = other.node is not None and self.now >= other.frozen_until
+            cut = {(reader.index, node), (node, reader.index)} & self.cuts
+            return other if other is reader or (serves and not cut) else None
 
         return reach
 
@@ -199,7 +238,8 @@ class World:
                 return data
         group = group_of(self.groups, payload.node)
         assert group is not None
-        whole = decode(reach, group, table, payload.node, lambda stripe: surviving(ledger, table, group, stripe))
+        where = (group, table)
+        whole = decode(reach, self.tell, where, payload.node, lambda stripe: surviving(ledger, table, group, stripe))
         return cut_out(whole, table, payload.node, rank) if whole is not None else None
 
     def gather(self, host: Host, version: Version, rank: int) -> bytes | None:
@@ -207,44 +247,8 @@ class World:
         ledger = host.node.ledger if host.node else None
         table = survey(ledger).get(version) if ledger else None
         data = self.fetch(host, ledger, table, rank) if ledger and table and is_complete(table) else None
-        return data if data is not None or version not in self.manifests else self.parts[version, rank]
-
-    # ---- what is true -------------------------------------------------------------------------------
-
-    def truth(self, version: Version) -> Table:
-        """Who really captured what."""
-        ranks = self.captured[version]
-        payloads: dict[int, list[Image]] = {}
-        for rank in sorted(ranks):
-            payloads.setdefault(ranks[rank][0], []).append(ranks[rank][1].image)
-        world = max(held.world for _, held in ranks.values())
-        return Table(version, world, tuple(Payload(node, tuple(payloads[node])) for node in sorted(payloads)))
-
-    def owed(self, table: Table, node: int) -> list[Parity]:
-        """The parities that a node must keep of a version."""
-        group = group_of(self.groups, node)
-        assert group is not None
-        owned = group.owned(node) if group.units(table) else ()
-        return [Parity(table.version, group.index, stripe, row) for stripe, row in owned]
+        return data if data is not None else self.storage.read(version, rank)
 
     def whole(self, index: int) -> bool:
         """Whether a host has all that it should have of the newest sealed version."""
-        if self.sealed is None:
-            return True
-        host, table = self.hosts[index], self.truth(self.sealed)
-        return host.has(table) and all(host.has_parity(parity, table) for parity in self.owed(table, index))
-
-    def _check_seal(self, version: Version) -> None:
-        table = self.truth(version)
-        assert sorted(self.captured[version]) == list(range(table.world)), f"{version} was sealed without all ranks"
-        owed = {parity for host in self.hosts for parity in self.owed(table, host.index)}
-        assert owed <= self.made, f"{version} was sealed without all parities"
-
-    def check(self) -> None:
-        """P1: the newest sealed version can be had from memory. (No more is ever lost here than the code allows.)"""
-        if self.sealed and self.promises_p1:
-            problem = unrecoverable(self.hosts, self.groups, self.truth(self.sealed))
-            assert problem is None, problem
-
-    def noted(self, event: str) -> list[tuple[float, dict[str, object]]]:
-        return [(when, fields) for when, _, name, fields in self.notes if name == event]
+        return self.truth.whole(index)

@@ -1,0 +1,121 @@
+"""What really happened in a simulated run, kept apart from what the nodes believe, and the promises checked against it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tests.sim.memory import Host, unrecoverable
+
+from ckptd.ckpt.inventory import Held, Parity
+from ckptd.ckpt.model import Image, Payload, Table, Version
+from ckptd.ckpt.recovery import group_of
+from ckptd.daemon.node import Node
+
+if TYPE_CHECKING:
+    from tests.sim.world import World
+
+Marks = tuple[int, Version | None, Version | None]
+
+
+class Truth:
+    """`look(host)` after every event raises AssertionError where a promise is broken."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.captured: dict[Version, dict[int, tuple[int, Held]]] = {}
+        self.made: set[Parity] = set()
+        self.sealed: Version | None = None
+        self.persisted: Version | None = None
+        self.promises_p1 = True
+        self.changed = False
+        """Whether a slot, a parity or a file was given up or lost since the last look."""
+        self._marks: dict[Node, Marks] = {}
+        self._tables: dict[Version, Table] = {}
+
+    # ---- what is told ---------------------------------------------------------------------------------
+
+    def capture(self, node: int, held: Held, version: Version) -> None:
+        """A node has recorded an image that a trainer captured there."""
+        self.captured.setdefault(version, {})[held.image.rank] = (node, held)
+        self._tables.pop(version, None)
+
+    def table(self, version: Version) -> Table:
+        """Who really captured what."""
+        known = self._tables.get(version)
+        if known is None:
+            ranks = self.captured[version]
+            payloads: dict[int, list[Image]] = {}
+            for rank in sorted(ranks):
+                payloads.setdefault(ranks[rank][0], []).append(ranks[rank][1].image)
+            world = max(held.world for _, held in ranks.values())
+            known = Table(version, world, tuple(Payload(node, tuple(payloads[node])) for node in sorted(payloads)))
+            self._tables[version] = known
+        return known
+
+    def owed(self, table: Table, node: int) -> list[Parity]:
+        """The parities that a node must keep of a version."""
+        group = group_of(self.world.groups, node)
+        assert group is not None
+        owned = group.owned(node) if group.units(table) else ()
+        return [Parity(table.version, group.index, stripe, row) for stripe, row in owned]
+
+    def whole(self, index: int) -> bool:
+        """Whether a host has all that it should have of the newest sealed version."""
+        if self.sealed is None:
+            return True
+        host, table = self.world.hosts[index], self.table(self.sealed)
+        return host.has(table) and all(host.has_parity(parity, table) for parity in self.owed(table, index))
+
+    # ---- what must hold -------------------------------------------------------------------------------
+
+    def look(self, host: Host, node: Node) -> None:
+        """Check everything after an event of this node."""
+        self._monotonic(node)
+        if node.sealed is not None and (self.sealed is None or node.sealed > self.sealed):
+            self._check_seal(node.sealed)
+            self.sealed, self.changed = node.sealed, True
+            self.world.note(host.index, "SEALED", version=str(node.sealed))
+        if node.persisted is not None and (self.persisted is None or node.persisted > self.persisted):
+            self.persisted, self.changed = node.persisted, True
+            self.world.note(host.index, "PERSISTED", version=str(node.persisted))
+        self._budget(host)
+        if self.changed:
+            self.changed = False
+            self.check()
+
+    def check(self) -> None:
+        """P1: the newest sealed version can be had from memory (no more was lost than the code bears). P3: from storage."""
+        if self.sealed and self.promises_p1:
+            problem = unrecoverable(self.world.hosts, self.world.groups, self.table(self.sealed))
+            assert problem is None, f"P1: {problem}"
+        if self.persisted:
+            problem = self.world.storage.unloadable(self.persisted)
+            assert problem is None, f"P3: {problem}"
+
+    def _check_seal(self, version: Version) -> None:
+        assert version in self.captured, f"P1: {version} was sealed and nobody captured it"
+        table = self.table(version)
+        assert sorted(self.captured[version]) == list(range(table.world)), f"P1: {version} was sealed without all ranks"
+        owed = {parity for host in self.world.hosts for parity in self.owed(table, host.index)}
+        assert owed <= self.made, f"P1: {version} was sealed without all parities"
+
+    def _monotonic(self, node: Node) -> None:
+        """Epoch, sealed and persisted never go back within one run of a daemon."""
+        now: Marks = (node.epoch, node.sealed, node.persisted)
+        before = self._marks.get(node)
+        if before is not None and before != now:
+            assert now[0] >= before[0], f"the epoch went back from {before[0]} to {now[0]}"
+            for name, old, new in (("sealed", before[1], now[1]), ("persisted", before[2], now[2])):
+                assert old is None or (new is not None and new >= old), f"{name} went back from {old} to {new}"
+        self._marks[node] = now
+
+    def _budget(self, host: Host) -> None:
+        """Slots of a rank as configured, and parities of no more versions than all ranks' slots can hold."""
+        per_rank: dict[int, int] = {}
+        for slot in host.files:
+            per_rank[slot.rank] = per_rank.get(slot.rank, 0) + 1
+        assert max(per_rank.values(), default=0) <= self.world.config(host.index).slots, f"too many slots: {per_rank}"
+        versions = {parity.version for parity in host.parities}
+        assert len(versions) <= self.world.config(host.index).slots + 2, (
+            f"node {host.index} keeps parities of {sorted(versions)}"
+        )
