@@ -151,7 +151,8 @@ class Client:
         return Attachment(reply.node, reply.nodes, reply.parity)
 
     def decide(self, *, world: int, fresh: bool = False) -> Decision:
-        reply = self._call("Decide", job=self._job, world=world, fresh=fresh)
+        pid = os.getpid() if self._attached else 0
+        reply = self._known_call("Decide", job=self._job, world=world, fresh=fresh, pid=pid)
         version = version_in(reply.version) if reply.HasField("version") else None
         return Decision(reply.epoch, version, reply.source, reply.reason, reply.world)
 
@@ -171,14 +172,7 @@ class Client:
 
     def begin(self, version: Version, size: int) -> Slot | None:
         fields = {"rank": self._rank, "version": _named(version), "size": size}
-        try:
-            reply = self._call("Begin", **fields)
-        except AccessError:
-            # A daemon that was restarted knows its slots again but not its ranks: introduce this one anew, once.
-            self._call("Attach", **self._known)
-            if self._joined is not None:
-                self._call("Join", rank=self._rank, epoch=self._joined)
-            reply = self._call("Begin", **fields)
+        reply = self._known_call("Begin", **fields)
         return Slot(reply.slot, Path(reply.path), size) if reply.granted else None
 
     def commit(self, slot: Slot, version: Version) -> None:
@@ -212,6 +206,19 @@ class Client:
     @property
     def _rank(self) -> int:
         return int(self._known["rank"])
+
+    def _known_call(self, method: str, **fields: Any) -> Any:
+        """A call as a rank. A daemon that was restarted knows its slots again but not its ranks: it is told anew, once."""
+        try:
+            return self._call(method, **fields)
+        except AccessError:
+            if self._attached is None:
+                raise
+            # The epoch goes with it, so that what was replaced does not take the place of its successor.
+            self._call("Attach", **self._known, epoch=self._joined or 0)
+            if self._joined is not None:
+                self._call("Join", rank=self._rank, epoch=self._joined)
+            return self._call(method, **fields)
 
     def _call(self, method: str, timeout_s: float | None = None, /, **fields: Any) -> Any:
         try:

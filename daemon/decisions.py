@@ -6,12 +6,17 @@ answer to nobody would still begin an epoch, and so end the life that has been d
 
 from __future__ import annotations
 
+from zlib import crc32
+
 from ckptd.ckpt.client import Decision
 from ckptd.ckpt.config import Config
 from ckptd.ckpt.errors import StaleStepError
 from ckptd.ckpt.inventory import Ledger
 from ckptd.ckpt.recovery import Plan, is_settled, plan
 from ckptd.daemon import events as ev
+
+LEAP = 1000
+"""More lives than a node is likely to have missed, or to have seen while it could not be heard."""
 
 
 class Decisions:
@@ -53,4 +58,8 @@ class Decisions:
         known = [held.version.epoch for report in ledger.reports for held in report.held]
         known += [item.version.epoch for item in asked.stored]
         following = max([epoch, ledger.epoch, *known]) + 1
+        if ledger.lost:
+            # Who can't be heard may hold images of a later life than we know of, and come back with them: two lives under
+            # one epoch would be mixed. So this one leaps ahead, to a number that nobody else is likely to choose.
+            following += LEAP * (1 + crc32(f"{self._boot}/{ledger.seq}".encode()) % (1 << 20))
         return Decision(following, chosen.version, chosen.rung, chosen.reason, chosen.world)

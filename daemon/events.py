@@ -76,6 +76,8 @@ class AttachAsked:
     world: int
     local_world: int
     pid: int
+    epoch: int = 0
+    """The life in which it was a rank before the daemon restarted; 0 for a trainer that has just started."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +92,8 @@ class DecideAsked:
     world: int
     fresh: bool
     stored: tuple[Stored, ...]
+    pid: int = 0
+    """The process of rank 0 that asks; 0 for somebody who is no trainer."""
 
 
 @dataclass(frozen=True, slots=True)

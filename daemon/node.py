@@ -218,6 +218,9 @@ class Node:
     def _on_attach(self, event: ev.AttachAsked, now: float) -> list[ev.Effect]:
         if not 0 <= event.rank < event.world:
             return [refuse(event.ticket, UsageError(f"rank {event.rank}: expected 0 to {event.world - 1}"))]
+        problem = self.ranks.refuses(event.rank, event.pid, event.epoch, self.epoch)
+        if problem:
+            return [refuse(event.ticket, problem)]
         effects: list[ev.Effect] = []
         if self.ranks.attach(event.rank, Trainer(event.world, event.local_world, event.pid)):
             effects += self._bury(event.rank)
@@ -314,6 +317,9 @@ class Node:
     # ---- recovery -----------------------------------------------------------------------------
 
     def _on_decide(self, event: ev.DecideAsked, now: float) -> list[ev.Effect]:
+        problem = self.ranks.is_other(0, event.pid)
+        if problem:
+            return [refuse(event.ticket, problem)]
         self.decisions.ask(event, self._seq + 1)
         self._changed = True
         return []

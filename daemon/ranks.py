@@ -39,6 +39,25 @@ class Ranks:
     def get(self, rank: int) -> Trainer | None:
         return self._trainers.get(rank)
 
+    def refuses(self, rank: int, pid: int, epoch: int, now: int) -> CkptdError | None:
+        """Why a process may not become the rank again after a restart of the daemon, `now` being the job's epoch.
+
+        One that has just started (epoch 0) always may: it is the successor of whoever was the rank.
+        """
+        old = self._trainers.get(rank)
+        if not epoch or (epoch >= now and (old is None or old.pid == pid)):
+            return None
+        return StaleStepError(f"rank {rank} of epoch {epoch} has a successor; the job lives in epoch {now}")
+
+    def is_other(self, rank: int, pid: int) -> CkptdError | None:
+        """Why what a process asks as a rank is of no use any more: it came late, and the process is gone or replaced."""
+        trainer = self._trainers.get(rank)
+        if trainer is None and pid:
+            return self._unattached(rank)
+        if trainer is None or not pid or trainer.pid == pid:
+            return None
+        return StaleStepError(f"process {pid} is not rank {rank} any more; its successor asks again")
+
     def attach(self, rank: int, trainer: Trainer) -> bool:
         """Register a process as a rank; return whether it is another one than before."""
         old = self._trainers.get(rank)

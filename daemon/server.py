@@ -89,17 +89,18 @@ class LocalServer:
     def attach(self, request: pb.AttachRequest) -> pb.AttachReply:
         self._check_job(request.job)
         rank, world = number("rank", request.rank, RANKS_MAX), number("world", request.world, RANKS_MAX)
-        pid = number("process id", request.pid, PID_MAX)
+        pid, epoch = number("process id", request.pid, PID_MAX), number("epoch", request.epoch, STEP_MAX)
         answer: Attachment = self._driver.ask(
-            lambda ticket: ev.AttachAsked(ticket, rank, world, request.local_world, pid), _ANSWER_S
+            lambda ticket: ev.AttachAsked(ticket, rank, world, request.local_world, pid, epoch), _ANSWER_S
         )
         return pb.AttachReply(node=answer.node, nodes=answer.nodes, parity=answer.parity)
 
     def decide(self, request: pb.DecideRequest) -> pb.DecideReply:
         self._check_job(request.job)
+        pid = number("process id", request.pid, PID_MAX)
         stored = tuple(step.stored for step in self._jobs.stored())
         answer: Decision = self._driver.ask(
-            lambda ticket: ev.DecideAsked(ticket, request.world, request.fresh, stored), _ANSWER_S
+            lambda ticket: ev.DecideAsked(ticket, request.world, request.fresh, stored, pid), _ANSWER_S
         )
         return pb.DecideReply(
             epoch=answer.epoch,

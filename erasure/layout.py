@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 MEMBERS_MAX = 256
 """The members of a group at most: GF(2^8) has no more distinct symbols."""
@@ -19,6 +20,11 @@ def check_counts(k: int, m: int) -> None:
     """Raise ValueError unless k data symbols and m parities can make a group."""
     if k < 1 or m < 0 or k + m > MEMBERS_MAX:
         raise ValueError(f"k={k} and m={m}: expected k >= 1, m >= 0 and k + m <= {MEMBERS_MAX}")
+
+
+@lru_cache(maxsize=4096)
+def _owned(n: int, m: int, position: int) -> tuple[tuple[int, int], ...]:
+    return tuple(sorted(((position - row) % n, row) for row in range(m)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +93,7 @@ class Layout:
     def owned(self, position: int) -> tuple[tuple[int, int], ...]:
         """The m pairs (stripe, row) whose parity a position owns, by stripe."""
         self._check("position", position, self.n)
-        return tuple(sorted(((position - row) % self.n, row) for row in range(self.m)))
+        return _owned(self.n, self.m, position)
 
     def segment_units(self, payload_units: Sequence[int]) -> int:
         """The length c of a segment in units (a unit is one checksum piece), from the payloads of all n members.

@@ -185,18 +185,20 @@ class Empty(_message.Message):
     def __init__(self) -> None: ...
 
 class AttachRequest(_message.Message):
-    __slots__ = ("job", "rank", "world", "local_world", "pid")
+    __slots__ = ("job", "rank", "world", "local_world", "pid", "epoch")
     JOB_FIELD_NUMBER: _ClassVar[int]
     RANK_FIELD_NUMBER: _ClassVar[int]
     WORLD_FIELD_NUMBER: _ClassVar[int]
     LOCAL_WORLD_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
     job: str
     rank: int
     world: int
     local_world: int
     pid: int
-    def __init__(self, job: _Optional[str] = ..., rank: _Optional[int] = ..., world: _Optional[int] = ..., local_world: _Optional[int] = ..., pid: _Optional[int] = ...) -> None: ...
+    epoch: int
+    def __init__(self, job: _Optional[str] = ..., rank: _Optional[int] = ..., world: _Optional[int] = ..., local_world: _Optional[int] = ..., pid: _Optional[int] = ..., epoch: _Optional[int] = ...) -> None: ...
 
 class AttachReply(_message.Message):
     __slots__ = ("node", "nodes", "parity")
@@ -209,14 +211,16 @@ class AttachReply(_message.Message):
     def __init__(self, node: _Optional[int] = ..., nodes: _Optional[int] = ..., parity: _Optional[int] = ...) -> None: ...
 
 class DecideRequest(_message.Message):
-    __slots__ = ("job", "world", "fresh")
+    __slots__ = ("job", "world", "fresh", "pid")
     JOB_FIELD_NUMBER: _ClassVar[int]
     WORLD_FIELD_NUMBER: _ClassVar[int]
     FRESH_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
     job: str
     world: int
     fresh: bool
-    def __init__(self, job: _Optional[str] = ..., world: _Optional[int] = ..., fresh: _Optional[bool] = ...) -> None: ...
+    pid: int
+    def __init__(self, job: _Optional[str] = ..., world: _Optional[int] = ..., fresh: _Optional[bool] = ..., pid: _Optional[int] = ...) -> None: ...
 
 class DecideReply(_message.Message):
     __slots__ = ("epoch", "version", "source", "reason", "world")

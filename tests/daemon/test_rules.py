@@ -15,6 +15,7 @@ from ckptd.ckpt.inventory import Held, Ledger, Parity, Part, Report
 from ckptd.ckpt.model import Image, Payload, Table, Version
 from ckptd.daemon import events as ev
 from ckptd.daemon.catalog import Catalog, Holding
+from ckptd.daemon.decisions import Decisions
 from ckptd.daemon.duties import Duties
 from ckptd.daemon.node import Node
 
@@ -202,3 +203,39 @@ def test_a_seal_that_half_the_cluster_has_not_heard_of_holds_there_too(slots: in
     world.cuts.clear()
     before = world.sealed
     assert world.run(5.0, lambda: world.sealed != before)
+
+
+# ---- trainers that were replaced ----------------------------------------------------------------------
+
+
+def test_a_zombie_does_not_take_its_successors_place_after_a_restart() -> None:
+    """The daemon has forgotten who is which rank; what lived in an older epoch, or comes second, stays out."""
+    node = Node(Config(run_dir=NOWHERE, segment_dir=NOWHERE), "boot")
+    node.handle(ev.Scanned((), (), 3, None), 0.0)
+    assert "successor" in refusal(node.handle(ev.AttachAsked(1, 0, 1, 1, 100, epoch=2), 0.1))
+    assert not isinstance(answer(node.handle(ev.AttachAsked(2, 0, 1, 1, 200, epoch=3), 0.1)), CkptdError)
+    assert "successor" in refusal(node.handle(ev.AttachAsked(3, 0, 1, 1, 100, epoch=3), 0.1))
+    assert not isinstance(answer(node.handle(ev.AttachAsked(4, 0, 1, 1, 300), 0.1)), CkptdError)
+
+
+def test_a_question_that_outlives_its_trainer_begins_no_epoch() -> None:
+    """It was under way when rank 0 was replaced: an answer would end the life of the successor."""
+    node = single()
+    assert "successor" in refusal(node.handle(ev.DecideAsked(3, 1, False, (), pid=99), 0.1))
+    effects = node.handle(ev.DecideAsked(4, 1, False, (), pid=100), 0.1) + node.handle(ev.Tick(), 1.0)
+    assert isinstance(answer(effects), Decision)
+
+
+def test_a_decision_without_a_node_leaps_to_an_epoch_that_it_can_not_know() -> None:
+    """The node that is silent may hold images of the very epoch that would be next, and come back with them."""
+    question = ev.DecideAsked(1, 2, False, ())
+    epochs = {}
+    for lost in ((), (0,)):
+        for boot in ("one", "other"):
+            decisions = Decisions(PAIR, boot)
+            decisions.ask(question, 1)
+            reports = tuple(Report(node, boot, 1) for node in (0, 1) if node not in lost)
+            ((_, decision),) = decisions.settle(Ledger(1, boot, 1, reports=reports, lost=lost), 4)
+            epochs[lost, boot] = decision.epoch
+    assert epochs[(), "one"] == epochs[(), "other"] == 5
+    assert 1000 < epochs[(0,), "one"] != epochs[(0,), "other"] > 1000

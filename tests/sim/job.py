@@ -50,6 +50,8 @@ class Proc:
     pid: int
     alive: bool = True
     epoch: int = 0
+    joined: int = 0
+    """The epoch that it has joined; 0 before."""
     daemon: Node | None = None
     captures: bool = True
 
@@ -193,15 +195,32 @@ class Job:
         if host.node is None:
             self.world.at(0.05, lambda: self._send(proc, question, then))
             return
-        if host.node is not proc.daemon:  # a new daemon: the client attaches and joins again by itself
-            if proc not in self.life.procs:
-                return  # a zombie that did so would take its successor's place: not modelled
-            proc.daemon = host.node
-            world = len(self.place)
-            self.world.ask(host, lambda ticket: ev.AttachAsked(ticket, proc.rank, world, 1, proc.pid), _nothing)
-            if proc.epoch:
-                self.world.ask(host, lambda ticket: ev.JoinAsked(ticket, proc.rank, proc.epoch), _nothing)
-        self.world.ask(host, question, then)
+        if host.node is proc.daemon:
+            self.world.ask(host, question, then)
+            return
+        # A new daemon: the client attaches and joins again by itself; a zombie tries to, too.
+        proc.daemon = host.node
+        world, epoch = len(self.place), proc.joined
+
+        def attached(answer: Any) -> None:
+            if isinstance(answer, CkptdError):
+                assert not self._is_current(self._life_of(proc)), f"P4: a living trainer was refused: {answer}"
+                then(answer)
+            elif epoch and proc.alive:
+                self.world.ask(host, lambda ticket: ev.JoinAsked(ticket, proc.rank, epoch), joined)
+            elif proc.alive or self.world.rng.random() < 0.5:  # what it had sent before it died may still come
+                self.world.ask(host, question, then)
+
+        def joined(answer: Any) -> None:
+            if isinstance(answer, CkptdError):
+                then(answer)
+            else:
+                self.world.ask(host, question, then)
+
+        self.world.ask(host, lambda ticket: ev.AttachAsked(ticket, proc.rank, world, 1, proc.pid, epoch), attached)
+
+    def _life_of(self, proc: Proc) -> Life:
+        return next(life for life in self.lives if proc in life.procs)
 
     def _barrier(self, life: Life, step: int) -> Wait:
         def wait(resume: Callable[[Any], None]) -> None:
@@ -227,6 +246,7 @@ class Job:
         if answer is not None:
             self.kill(proc.rank)
             return
+        proc.joined = proc.epoch
         if decision.version is not None:
             yield from self._restore(life, proc, decision.version)
         step = decision.version.step if decision.version else 0
@@ -239,7 +259,7 @@ class Job:
 
     def _decide(self, life: Life, proc: Proc) -> Waiting:
         def question(ticket: int) -> ev.Event:
-            return ev.DecideAsked(ticket, len(self.place), False, self.world.stored)
+            return ev.DecideAsked(ticket, len(self.place), False, self.world.stored, proc.pid)
 
         answer: Any = Silence()
         while isinstance(answer, Silence):
@@ -295,7 +315,3 @@ class Job:
             )
         else:
             yield self._capture_ask(proc, lambda ticket: ev.CommitAsked(ticket, slot, version))
-
-
-def _nothing(_answer: object) -> None:
-    pass
