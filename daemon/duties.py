@@ -62,10 +62,16 @@ class Duties:
 
     def outdated(self, sealed: Version | None) -> list[ev.Effect]:
         """The parities of versions older than the newest sealed one go."""
-        old = [parity for parity in self._parities if sealed is not None and parity.version < sealed]
-        for parity in old:
+        return self._drop([parity for parity in self._parities if sealed is not None and parity.version < sealed])
+
+    def give_up(self, version: Version) -> list[ev.Effect]:
+        """The parities of a forsaken version go with the image that made way here: they protect nothing any more."""
+        return self._drop([parity for parity in self._parities if parity.version == version])
+
+    def _drop(self, parities: list[Parity]) -> list[ev.Effect]:
+        for parity in parities:
             del self._parities[parity]
-        return [ev.DropParity(parity) for parity in old]
+        return [ev.DropParity(parity) for parity in parities]
 
     # ---- what it should be doing ------------------------------------------------------------------
 

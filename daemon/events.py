@@ -320,3 +320,18 @@ Effect = (
     Answer | Send | DropRecord | Retire | MakeSlot | Record | MakeParity | DropParity | Rebuild | Write | Publish
     | Remember | Note
 )  # fmt: skip
+
+
+def named(version: Version) -> dict[str, object]:
+    """A version as fields of an event record's entry."""
+    return {"epoch": version.epoch, "step": version.step}
+
+
+def note(event: str, **fields: object) -> Note:
+    """An entry for the event record."""
+    return Note(event, tuple(fields.items()))
+
+
+def refuse(ticket: Ticket, error: CkptdError) -> Answer:
+    """Answer with an error, which is raised where the question was asked."""
+    return Answer(ticket, error)

@@ -11,7 +11,7 @@ from typing import Any
 
 from ckptd.ckpt.client import Attachment
 from ckptd.ckpt.config import Config
-from ckptd.ckpt.errors import CkptdError, StaleStepError, UsageError
+from ckptd.ckpt.errors import StaleStepError, UsageError
 from ckptd.ckpt.inventory import Held, Ledger, Part, Report
 from ckptd.ckpt.model import Version
 from ckptd.ckpt.recovery import making_way
@@ -20,6 +20,7 @@ from ckptd.daemon.catalog import Catalog, Filling, Free, Holding, Recording
 from ckptd.daemon.collector import Collector, newest
 from ckptd.daemon.decisions import Decisions
 from ckptd.daemon.duties import Duties
+from ckptd.daemon.events import named, note, refuse
 from ckptd.daemon.ranks import Ranks, Trainer
 
 
@@ -265,9 +266,13 @@ class Node:
         if slot_id is None:
             self.skipped += 1
             return [ev.Answer(event.ticket, None), note("skipped", rank=event.rank, **named(event.version))]
-        had_record = isinstance(self.catalog.state(slot_id), Holding)
+        old = self.catalog.state(slot_id)
+        effects: list[ev.Effect] = []
+        if isinstance(old, Holding):
+            forsaken = self.sealed is None or old.version > self.sealed
+            effects = [ev.DropRecord(slot_id), *(self.duties.give_up(old.version) if forsaken else [])]
         self.catalog.act(slot_id, "grant", Filling(event.version))
-        return [*([ev.DropRecord(slot_id)] if had_record else []), ev.MakeSlot(event.ticket, slot_id, event.size)]
+        return [*effects, ev.MakeSlot(event.ticket, slot_id, event.size)]
 
     def _slot_for(self, rank: int, version: Version) -> ev.SlotId | None:
         """A slot that the rank may fill. Before the segments are scanned nobody knows what stands in them."""
@@ -383,18 +388,3 @@ class Node:
         if self.ledger and self.ledger.sealed:
             assert self.sealed is not None, "a sealed version was announced and not kept"
             assert self.sealed >= self.ledger.sealed, f"sealed went back from {self.ledger.sealed} to {self.sealed}"
-
-
-def named(version: Version) -> dict[str, object]:
-    """A version as fields of an event record's entry."""
-    return {"epoch": version.epoch, "step": version.step}
-
-
-def note(event: str, **fields: object) -> ev.Note:
-    """An entry for the event record."""
-    return ev.Note(event, tuple(fields.items()))
-
-
-def refuse(ticket: ev.Ticket, error: CkptdError) -> ev.Answer:
-    """Answer with an error, which is raised where the question was asked."""
-    return ev.Answer(ticket, error)

@@ -46,11 +46,13 @@ class Chaos:
         self.judge()
         world.note(-1, "HEALED")
         self.faults.heal()
-        start, stored = world.sealed, max(world.manifests, default=None)
+        start, stored = self._sealed_somewhere(), max(world.manifests, default=None)
         persists = self.scenario.options.persist_every > 0
 
         def progress() -> bool:
             newest = max(world.manifests, default=None)
+            if self.scenario.beyond:  # everything may be lost, and the count begin anew
+                return bool(self._sealed_somewhere()) and self._sealed_somewhere() != start
             return _newer(world.sealed, start) and (not persists or _newer(newest, stored))
 
         done = world.run(PROGRESS_S, progress)
@@ -59,7 +61,11 @@ class Chaos:
         assert done, f"no progress: sealed {start} -> {world.sealed}, on storage {stored} -> {newest}"
         job.stop()
         world.note(-1, "JOB ENDS")
-        assert world.run(REST_S, self.is_at_rest), f"not at rest: {self.unrest()}"
+        assert self.scenario.beyond or world.run(REST_S, self.is_at_rest), f"not at rest: {self.unrest()}"
+
+    def _sealed_somewhere(self) -> Version | None:
+        views = (host.node.sealed for host in self.world.hosts if host.node)
+        return max((version for version in views if version), default=None)
 
     def is_at_rest(self) -> bool:
         return not self.unrest()

@@ -12,6 +12,9 @@ from tests.sim.world import World
 
 from ckptd.daemon import events as ev
 
+UNNOTICED_S = 3.0
+"""For so long a collector may believe in what a lost node has reported; a seal that it announces meanwhile counts on it."""
+
 
 class Faults:
     """Strikes a world and its job. `rng` is set anew for each fault, from the fault's own seed."""
@@ -19,6 +22,7 @@ class Faults:
     def __init__(self, world: World, job: Job, *, beyond: bool = False) -> None:
         self.world, self.job, self.beyond = world, job, beyond
         self.rng = Random(0)
+        self._lost_at: dict[int, float] = {}
         self.calm_since = 0.0
         """Since when every node has had a daemon and every link has worked: before, silence may be taken for loss."""
 
@@ -106,14 +110,22 @@ class Faults:
             index = self._some_host()
             if self._may_lose(index):
                 self.job.lose(index)
+                self._lost_at[index] = self.world.now
                 self._restart_later(index, kill=False)
 
     def _may_lose(self, index: int) -> bool:
         if self.beyond:
             return True
         group = next(group for group in self.world.groups if index in group.nodes)
-        broken = [node for node in group.nodes if node != index and not self.world.whole(node)]
+        broken = [node for node in group.nodes if node != index and self._is_broken(node)]
         return len(broken) < group.layout.m
+
+    def _is_broken(self, index: int) -> bool:
+        """Whether a node lacks something that is sealed, or was struck so lately that a seal may yet count on it."""
+        host = self.world.hosts[index]
+        flipped = any(segment.flipped for segment in host.parities.values())
+        late = self.world.now - self._lost_at.get(index, -9.0) < UNNOTICED_S
+        return late or bool(host.damaged) or flipped or not self.world.whole(index)
 
     # ---- the network ----------------------------------------------------------------------------------
 

@@ -115,7 +115,8 @@ class Job:
             return
         life.ended = True
         for proc in life.procs:
-            self.world.at(self.world.within(self.linger_s), lambda proc=proc: self._end(proc))  # type: ignore[misc]
+            stays = self.world.within(self.linger_s) * (6.0 if self.world.rng.random() < 0.1 else 1.0)
+            self.world.at(stays, lambda proc=proc: self._end(proc))  # type: ignore[misc]
         self.world.at(self.world.within(self.restart_s), self.launch)
 
     def stop(self) -> None:
@@ -198,6 +199,8 @@ class Job:
         if host.node is proc.daemon:
             self.world.ask(host, question, then)
             return
+        if proc not in self.life.procs and not proc.joined:
+            return  # a zombie without an epoch looks like a trainer that has just started: not modelled
         # A new daemon: the client attaches and joins again by itself; a zombie tries to, too.
         proc.daemon = host.node
         world, epoch = len(self.place), proc.joined
@@ -306,8 +309,9 @@ class Job:
         changed = rng.random() < 0.02  # somebody updates the parameters while they are copied; the trip wires see it
         if changed:
             data = rng.randbytes(size)
+        slow = 10.0 if rng.random() < 0.05 else 1.0
         for half in (slice(0, size // 2), slice(size // 2, size)):
-            yield self._sleep(self.world.within(self.fill_s))
+            yield self._sleep(slow * self.world.within(self.fill_s))
             file[half] = data[half]
         if changed:
             yield self._capture_ask(

@@ -49,7 +49,8 @@ class Host:
     clock: tuple[float, float] = (0.0, 1.0)
     """What the node's own clock shows: an offset, and seconds per second."""
     frozen_until: float = 0.0
-    thawed_at: float = 0.0
+    backlog: list[Callable[[], None]] = field(default_factory=list)
+    """What came while the daemon was frozen, in order."""
 
     def image(self, version: Version, image: Image) -> bytes | None:
         """The verified bytes of an image that has its record here."""

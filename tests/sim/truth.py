@@ -110,7 +110,7 @@ class Truth:
         self._marks[node] = now
 
     def _budget(self, host: Host) -> None:
-        """Slots of a rank as configured, and parities of no more versions than all ranks' slots can hold."""
+        """Slots of a rank as configured, and parities of few versions: what fails to be sealed makes way."""
         per_rank: dict[int, int] = {}
         for slot in host.files:
             per_rank[slot.rank] = per_rank.get(slot.rank, 0) + 1

@@ -99,8 +99,18 @@ class World:
         heapq.heappush(self._queue, (self.now + delay, next(self._order), act))
 
     def _when_thawed(self, host: Host, act: Callable[[], None]) -> None:
-        """Put off what a frozen daemon should do; all in its order, so the time is the very same for all."""
-        heapq.heappush(self._queue, (host.frozen_until, next(self._order), act))
+        """Put off what a frozen daemon should do; later all is done in its order."""
+        host.backlog.append(act)
+        if len(host.backlog) == 1:
+            self.at(host.frozen_until - self.now, lambda: self._thaw(host))
+
+    def _thaw(self, host: Host) -> None:
+        if self.now < host.frozen_until:
+            self.at(host.frozen_until - self.now, lambda: self._thaw(host))
+            return
+        backlog, host.backlog = host.backlog, []
+        for act in backlog:
+            act()
 
     def run(self, seconds: float, until: Callable[[], bool] = lambda: False) -> bool:
         """Let time pass until the condition holds (return True) or the seconds are over."""
