@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test unit lint types imports format proto clean
+.PHONY: help install demo test unit sim lint types imports format proto diagrams clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | awk -F ':.*?## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -25,6 +25,9 @@ test: install lint types imports unit  ## everything that must hold: lint, forma
 unit: install  ## the tests alone
 	$(BIN)/python -m pytest
 
+sim: install  ## attack the promises: SEEDS=10000 seeds from START=0 on JOBS=2 processes
+	$(BIN)/python -m tests.sim --seeds $(or $(SEEDS),10000) --start $(or $(START),0) --jobs $(or $(JOBS),2)
+
 lint: install  ## ruff: lint and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -42,6 +45,9 @@ format: install  ## rewrite the sources in the house format
 
 proto: install  ## regenerate the wire messages from ckpt/wire/ckptd.proto
 	cd ckpt/wire && ../../$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. ckptd.proto
+
+diagrams: install  ## draw docs/machines.md from the transition tables
+	$(BIN)/python -m tests.diagrams --write
 
 clean:  ## remove what the other targets made
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from ckptd.ckpt.inventory import Held
 from ckptd.ckpt.model import Version
 from ckptd.daemon.events import SlotId
+from ckptd.daemon.machine import IllegalAct, Transitions, follow
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,16 +48,12 @@ class Holding:
 
 State = Free | Filling | Recording | Holding
 
-TRANSITIONS: dict[type[State], dict[str, type[State]]] = {
+TRANSITIONS: Transitions[type[State]] = {
     Free: {"grant": Filling, "find": Holding},
     Filling: {"commit": Recording, "abort": Free, "rebuilt": Holding},
     Recording: {"recorded": Holding, "rejected": Free},
     Holding: {"grant": Filling, "damaged": Free},
 }
-
-
-class IllegalAct(AssertionError):
-    """An act that the slot's state has no transition for: a bug in the caller. Names both; the state is unchanged."""
 
 
 class Catalog:
@@ -72,8 +69,9 @@ class Catalog:
     def act(self, slot: SlotId, act: str, new: State) -> None:
         """Move a slot by a named act. Raises IllegalAct when the table has no such transition."""
         old = self.state(slot)
-        if TRANSITIONS[type(old)].get(act) is not type(new):
-            raise IllegalAct(f"{slot}: {act} from {old} to {new} is not in the table")
+        after = follow(TRANSITIONS, type(old), act, slot)
+        if after is not type(new):
+            raise IllegalAct(f"{slot}: {act} from {old} leads to {after.__name__}, not to {new}")
         self._states[slot] = new
 
     def holding(self) -> Iterator[tuple[SlotId, Held]]:
@@ -130,10 +128,9 @@ class Catalog:
 
     def check_invariants(self) -> None:
         """Each image stands once, and nobody is granted more slots than allowed (an image found in one is kept)."""
-        seen: set[tuple[int, Version]] = set()
+        taken = [(slot.rank, state.version) for slot, state in self._states.items() if not isinstance(state, Free)]
+        assert len(set(taken)) == len(taken), f"an image stands twice: {sorted(taken)}"
         for slot, state in self._states.items():
-            allowed = 0 <= slot.index < self._slots or isinstance(state, Free | Holding)
-            assert allowed, f"{slot} is beyond the {self._slots} slots of a rank"
-            if not isinstance(state, Free):
-                assert (slot.rank, state.version) not in seen, f"rank {slot.rank} has {state.version} twice"
-                seen.add((slot.rank, state.version))
+            if not 0 <= slot.index < self._slots:
+                kept = isinstance(state, Free | Holding)
+                assert kept, f"{slot} is beyond the {self._slots} slots of a rank and {state}"

@@ -87,6 +87,13 @@ class Collector:
             tables=self._announced(tables),
         )
 
+    def check_invariants(self) -> None:
+        """Each node's newest report is the newest that was heard of that run of it."""
+        for node, (report, _) in self._seen.items():
+            assert report.node == node, f"a report of node {report.node} stands for node {node}"
+            newest_seq = self._seqs[node, report.boot]
+            assert report.seq == newest_seq, f"node {node}: report {report.seq} stands, {newest_seq} was heard"
+
     def _lost(self, now: float) -> tuple[int, ...]:
         """Nodes that have fallen silent, or were never heard although they had time to start."""
         timing, before, since = self._config.timing, self._followed, self._leading_since

@@ -11,6 +11,7 @@ from ckptd.ckpt.model import Image, Table, Version
 from ckptd.ckpt.recovery import forsaken, group_of, plan, sources_for, survey
 from ckptd.daemon import events as ev
 from ckptd.daemon.catalog import Catalog, Filling, Free, Holding
+from ckptd.daemon.work import Work
 
 RETRY_S = 0.5
 """How long a job that failed waits before it is tried again: peers need a moment to come back or be declared lost."""
@@ -25,12 +26,11 @@ class Duties:
         self._config = config
         self._group = group_of(config.groups, config.node)
         self._parities: dict[Parity, Table] = {}
-        self._making: Version | None = None
-        self._rebuilding: ev.Rebuild | None = None
-        self._writing: Version | None = None
+        self._protecting: Work[Version] = Work("protect", RETRY_S)
+        self._rebuilding: Work[ev.Rebuild] = Work("rebuild", RETRY_S)
+        self._writing: Work[Version] = Work("write", WRITE_RETRY_S)
+        self._publishing: Work[Version] = Work("publish", WRITE_RETRY_S)
         self._unwritable: Version | None = None
-        self._publishing: Version | None = None
-        self._parity_after = self._rebuild_after = self._write_after = self._publish_after = float("-inf")
 
     # ---- what it has ----------------------------------------------------------------------------
 
@@ -46,14 +46,15 @@ class Duties:
 
     def fills(self, slot: ev.SlotId) -> bool:
         """Whether a rebuild is writing to this slot."""
-        return self._rebuilding is not None and any(target == slot for _, target in self._rebuilding.slots)
+        job = self._rebuilding.job
+        return job is not None and any(target == slot for _, target in job.slots)
 
     def pinned(self, ledger: Ledger | None, part: Part | None) -> set[Version]:
         """Versions whose images must stay although a newer one is sealed: they are on their way to storage.
 
         What is written needs no slot any more, and a storage that fails must not stop the snapshots in memory.
         """
-        pinned = {self._writing} if self._writing else set()
+        pinned = {self._writing.job} if self._writing.job else set()
         wanted = ledger.persist if ledger else None
         done = part.version if part else None
         if wanted is not None and wanted not in (done, self._unwritable):
@@ -85,7 +86,7 @@ class Duties:
 
     def _protect(self, ledger: Ledger, now: float) -> list[ev.Effect]:
         table = ledger.table(ledger.protect) if ledger.protect else None
-        if self._making or table is None or self._group is None or now < self._parity_after:
+        if table is None or self._group is None or not self._protecting.is_due(now):
             return []
         if not self._group.units(table):
             return []
@@ -94,12 +95,12 @@ class Duties:
         missing = tuple(parity for parity in owed if self._parities.get(parity) != table)
         if not missing:
             return []
-        self._making = table.version
+        self._protecting.start(table.version)
         stale = [parity for parity in missing if self._parities.pop(parity, None)]
         return [*(ev.DropParity(parity) for parity in stale), ev.MakeParity(table, missing, ledger)]
 
     def _rebuild(self, ledger: Ledger, catalog: Catalog, part: Part | None, now: float) -> list[ev.Effect]:
-        if self._rebuilding or now < self._rebuild_after:
+        if not self._rebuilding.is_due(now):
             return []
         restorable = self._restorable(ledger, catalog)
         gone = forsaken(ledger, self._config.groups) if restorable else set()
@@ -116,9 +117,10 @@ class Duties:
                 catalog.act(slot, "grant", Filling(table.version))
                 targets.append((image, slot))
             if targets:
-                self._rebuilding = ev.Rebuild(table, tuple(targets), ledger)
+                job = ev.Rebuild(table, tuple(targets), ledger)
+                self._rebuilding.start(job)
                 named = (("epoch", table.version.epoch), ("step", table.version.step), ("images", len(targets)))
-                return [*effects, ev.Note("rebuild", named), self._rebuilding]
+                return [*effects, ev.Note("rebuild", named), job]
         return []
 
     def _restorable(self, ledger: Ledger, catalog: Catalog) -> list[Table]:
@@ -139,7 +141,7 @@ class Duties:
     def _persist(self, ledger: Ledger, catalog: Catalog, part: Part | None, now: float) -> list[ev.Effect]:
         version = ledger.persist
         table = ledger.table(version) if version else None
-        if self._writing or table is None or version is None or now < self._write_after:
+        if table is None or version is None or not self._writing.is_due(now):
             return []
         if part is not None and part.version == version:
             return []
@@ -148,17 +150,18 @@ class Duties:
         slots = tuple((image, slot) for image, slot in found if slot is not None)
         if not images or len(slots) < len(images):
             return []
-        self._writing = version
+        self._writing.start(version)
         return [ev.Write(version, table.world, slots)]
 
     def hurry(self) -> None:
         """Forget the pauses after failures: somebody asks for the work now."""
-        self._parity_after = self._rebuild_after = self._write_after = self._publish_after = float("-inf")
+        for work in self._works:
+            work.hurry()
 
     @property
     def rebuilding(self) -> bool:
         """Whether a rebuild is running."""
-        return self._rebuilding is not None
+        return self._rebuilding.job is not None
 
     def lacking(self, ledger: Ledger, catalog: Catalog) -> list[tuple[Version, int]]:
         """The (version, rank) of this node's payloads that it should hold and does not, newest first."""
@@ -166,24 +169,20 @@ class Duties:
 
     def publish(self, table: Table, now: float) -> list[ev.Effect]:
         """Write the manifest, once."""
-        if self._publishing is not None or now < self._publish_after:
+        if not self._publishing.is_due(now):
             return []
-        self._publishing = table.version
+        self._publishing.start(table.version)
         return [ev.Publish(table)]
 
     # ---- what comes back --------------------------------------------------------------------------
 
     def parity_made(self, event: ev.ParityMade, now: float) -> list[ev.Effect]:
-        self._making = None
+        self._protecting.end(now, failed=bool(event.reason))
         self._parities |= dict.fromkeys(event.made, event.table)
-        if not event.reason:
-            return []
-        self._parity_after = now + RETRY_S
-        return [_failure("parity_failed", event.table.version, event.reason)]
+        return [] if not event.reason else [_failure("parity_failed", event.table.version, event.reason)]
 
     def rebuilt(self, event: ev.Rebuilt, catalog: Catalog, now: float) -> list[ev.Effect]:
-        job, self._rebuilding = self._rebuilding, None
-        assert job is not None, "a rebuild came back that nobody started"
+        job = self._rebuilding.end(now, failed=bool(event.reason))
         done = {found.slot: found for found in event.slots}
         for _, slot in job.slots:
             if slot in done:
@@ -191,23 +190,18 @@ class Duties:
                 catalog.act(slot, "rebuilt", Holding(Held(found.version, found.world, found.image, found.origin)))
             else:
                 catalog.act(slot, "abort", Free())
-        if not event.reason:
-            return []
-        self._rebuild_after = now + RETRY_S
-        return [_failure("rebuild_failed", event.table.version, event.reason)]
+        return [] if not event.reason else [_failure("rebuild_failed", event.table.version, event.reason)]
 
     def written(self, event: ev.Written, now: float) -> list[ev.Effect]:
-        self._writing = None
+        self._writing.end(now, failed=bool(event.reason))
         if not event.reason:
             return []
         self._unwritable = event.version
-        self._write_after = now + WRITE_RETRY_S
         return [_failure("write_failed", event.version, event.reason)]
 
     def published(self, event: ev.Published, now: float) -> list[ev.Effect]:
-        self._publishing = None
+        self._publishing.end(now, failed=bool(event.reason))
         if event.reason:
-            self._publish_after = now + WRITE_RETRY_S
             return [_failure("publish_failed", event.version, event.reason)]
         return [ev.Note("persisted", (("epoch", event.version.epoch), ("step", event.version.step)))]
 
@@ -218,7 +212,13 @@ class Duties:
         fields = (("epoch", parity.version.epoch), ("step", parity.version.step), ("stripe", parity.stripe))
         return [ev.DropParity(parity), ev.Note("parity_damaged", fields)]
 
+    @property
+    def _works(self) -> tuple[Work[Version] | Work[ev.Rebuild], ...]:
+        return self._protecting, self._rebuilding, self._writing, self._publishing
+
     def check_invariants(self) -> None:
+        for work in self._works:
+            work.check_invariants()
         owned = set(self._group.owned(self._config.node)) if self._group else set()
         for parity in self._parities:
             assert (parity.stripe, parity.row) in owned, f"{parity} is not this node's to keep"

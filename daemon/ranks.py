@@ -7,11 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from ckptd.ckpt.errors import AccessError, CkptdError, StaleStepError
 from ckptd.ckpt.inventory import Captures
 from ckptd.ckpt.model import Version
 from ckptd.daemon.catalog import Catalog
+from ckptd.daemon.machine import IllegalAct, Transitions, follow
+
+State = Literal["absent", "attached", "joined"]
+
+TRANSITIONS: Transitions[State] = {
+    "absent": {"attach": "attached"},
+    "attached": {"attach": "attached", "join": "joined", "leave": "absent"},
+    "joined": {"attach": "attached", "join": "joined", "begin": "joined", "leave": "absent"},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +34,10 @@ class Trainer:
     epoch: int = 0
     begun: Version | None = None
     """The newest version that it began to capture; the next one must be newer."""
+
+    @property
+    def state(self) -> State:
+        return "joined" if self.epoch else "attached"
 
 
 class Ranks:
@@ -63,7 +77,7 @@ class Ranks:
         old = self._trainers.get(rank)
         if old is not None and old.pid == trainer.pid:
             return False
-        self._trainers[rank] = trainer
+        self._move(rank, "attach", trainer)
         return True
 
     def leave(self, rank: int, pid: int) -> bool:
@@ -71,7 +85,7 @@ class Ranks:
         trainer = self._trainers.get(rank)
         if trainer is None or trainer.pid != pid:
             return False
-        del self._trainers[rank]
+        self._move(rank, "leave", None)
         return True
 
     def join(self, rank: int, epoch: int) -> CkptdError | None:
@@ -81,7 +95,7 @@ class Ranks:
             return self._unattached(rank)
         if epoch < trainer.epoch:
             return StaleStepError(f"epoch {epoch}: rank {rank} lives in {trainer.epoch} already")
-        self._trainers[rank] = replace(trainer, epoch=epoch)
+        self._move(rank, "join", replace(trainer, epoch=epoch))
         return None
 
     def begin(self, rank: int, version: Version, *, epoch: int, captured: Version | None) -> CkptdError | None:
@@ -100,7 +114,7 @@ class Ranks:
             return StaleStepError(
                 f"{version} is not newer than {last}, the last one of rank {rank}; steps must grow within a life"
             )
-        self._trainers[rank] = replace(trainer, begun=version)
+        self._move(rank, "begin", replace(trainer, begun=version))
         return None
 
     def captures(self, catalog: Catalog) -> tuple[Captures, ...]:
@@ -108,6 +122,24 @@ class Ranks:
         return tuple(
             Captures(rank, catalog.free(rank), trainer.begun, catalog.unfinished(rank)) for rank, trainer in self
         )
+
+    def _move(self, rank: int, act: str, trainer: Trainer | None) -> None:
+        """Move a rank by a named act. Raises IllegalAct."""
+        old = self._trainers.get(rank)
+        after = follow(TRANSITIONS, old.state if old else "absent", act, f"rank {rank}")
+        new: State = trainer.state if trainer else "absent"
+        if new != after:
+            raise IllegalAct(f"rank {rank}: {act} leads to {after}, not to {new}")
+        if trainer is None:
+            del self._trainers[rank]
+        else:
+            self._trainers[rank] = trainer
+
+    def check_invariants(self) -> None:
+        """Nobody has begun to capture under another epoch than the one it lives in."""
+        for rank, trainer in self._trainers.items():
+            begun = trainer.begun
+            assert begun is None or begun.epoch <= trainer.epoch, f"rank {rank} of {trainer.epoch} has begun {begun}"
 
     def _unattached(self, rank: int) -> AccessError:
         return AccessError(f"rank {rank} is not attached to node {self._node}; attach first")

@@ -8,8 +8,9 @@ import pytest
 
 from ckptd.ckpt.inventory import Held
 from ckptd.ckpt.model import Image, Version
-from ckptd.daemon.catalog import TRANSITIONS, Catalog, Filling, Free, Holding, IllegalAct, Recording, State
+from ckptd.daemon.catalog import TRANSITIONS, Catalog, Filling, Free, Holding, Recording, State
 from ckptd.daemon.events import SlotId
+from ckptd.daemon.machine import IllegalAct
 
 SLOT = SlotId(0, 0)
 V1, V2, V3 = Version(1, 1), Version(1, 2), Version(1, 3)

@@ -167,6 +167,7 @@ def test_only_what_still_has_to_be_written_is_pinned() -> None:
     duties = Duties(PAIR)
     assert duties.pinned(ledger, None) == {V1}
     assert duties.pinned(ledger, Part(V1, ())) == set()
+    duties._writing.start(V1)
     duties.written(ev.Written(V1, (), "disk full"), 0.0)
     assert duties.pinned(ledger, None) == set()
 
