@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test unit sim lint types imports format proto diagrams clean
+.PHONY: help install demo test unit sim crash lint types imports format proto diagrams clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | awk -F ':.*?## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -45,6 +45,9 @@ format: install  ## rewrite the sources in the house format
 
 proto: install  ## regenerate the wire messages from ckpt/wire/ckptd.proto
 	cd ckpt/wire && ../../$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. ckptd.proto
+
+crash: install  ## stop real daemons at every primitive step (MINUTES=60)
+	$(BIN)/python -m tests.crash --minutes $(or $(MINUTES),60)
 
 diagrams: install  ## draw docs/machines.md from the transition tables
 	$(BIN)/python -m tests.diagrams --write

@@ -75,6 +75,8 @@ class Cluster:
         self.processes: dict[int, subprocess.Popen[bytes]] = {}
         self.ranks: dict[int, Client] = {}
         self.epoch = 0
+        self.launcher = ["-m", "ckptd.daemon.cli"]
+        """What runs the daemons; another module may wrap what they do."""
         self._clients: list[Client] = []
         self._folder = Path(tempfile.mkdtemp(prefix="ckptd-"))
         self._shm = SHM / f"ckptd-test-{os.getpid()}-{secrets.token_hex(4)}"
@@ -118,7 +120,7 @@ class Cluster:
 
     def start(self, node: int) -> None:
         """Start the node's daemon on what its directories hold."""
-        command = [sys.executable, "-m", "ckptd.daemon.cli", "serve", "--job", JOB, "--node", str(node), "-v"]
+        command = [sys.executable, *self.launcher, "serve", "--job", JOB, "--node", str(node), "-v"]
         command += ["--nodes", ",".join(self.addresses), "--parity", str(self.parity), "--slots", str(self._slots)]
         command += ["--run-dir", str(self.run_dir(node)), "--segment-dir", str(self.segments(node))]
         command += ["--storage", str(self.storage), "--persist-every", str(self._persist_every)]

@@ -16,8 +16,8 @@ Table = Mapping[Any, Mapping[str, Any]]
 
 _SLOT = """`daemon/catalog.py`: a slot of a rank on its node. `grant` gives it to a trainer or a rebuild; over an image only
 when that one may be given up."""
-_RANK = """`daemon/ranks.py`: a rank as its node's daemon sees it. A newly started process takes the rank over (`attach`); one
-of an earlier life does not get it back."""
+_RANK = """`daemon/ranks.py`: a rank as its node's daemon sees it. A newly started process takes the rank over (`attach`);
+one of an earlier life does not get it back."""
 _WORK = """`daemon/work.py`: each of protecting, rebuilding, writing and publishing. One job of a kind runs at a time, and a
 failure makes a pause."""
 _INTRODUCTION = f"""Drawn from the tables in the code by `{COMMAND}`; what a diagram does not show is refused

@@ -1,0 +1,1 @@
+"""Real daemons, stopped before each of the primitive steps that they make."""
