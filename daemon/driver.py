@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 TICK_S = 0.1
 _FIRST_TICKET = 1
+_STOPPING = "the daemon is stopping"
 T = TypeVar("T")
 
 
@@ -40,6 +41,8 @@ class Driver:
         self._inbox: queue.Queue[ev.Event | Callable[[], None]] = queue.Queue(maxsize=10_000)
         self._tickets = itertools.count(_FIRST_TICKET)
         self._waiting: dict[ev.Ticket, Future[Any]] = {}
+        self._looking: set[Future[Any]] = set()
+        self._closed = False
         self._pools = {
             ev.Record: ThreadPoolExecutor(2, "record"),
             ev.MakeSlot: ThreadPoolExecutor(2, "slots"),
@@ -76,6 +79,8 @@ class Driver:
         self._waiting[ticket] = future
         try:
             self.post(question(ticket))
+            if self._closed:  # nobody takes from the inbox any more
+                raise DaemonUnavailable(_STOPPING)
             answer = future.result(timeout_s)
         except FutureTimeout as error:
             raise DaemonUnavailable(f"no answer within {timeout_s:.0f} s; look at the daemon's log") from error
@@ -95,11 +100,16 @@ class Driver:
             except Exception as error:  # noqa: BLE001 - a question changes nothing: its failure is the asker's
                 future.set_exception(error)
 
+        self._looking.add(future)
         self._inbox.put(run)
         try:
+            if self._closed:  # nobody takes from the inbox any more
+                raise DaemonUnavailable(_STOPPING)
             return future.result(timeout_s)
         except FutureTimeout as error:
             raise DaemonUnavailable(f"no answer within {timeout_s:.0f} s; look at the daemon's log") from error
+        finally:
+            self._looking.discard(future)
 
     # ---- the node's thread ----------------------------------------------------------------------------
 
@@ -126,9 +136,13 @@ class Driver:
     def close(self) -> None:
         for pool in self._pools.values():
             pool.shutdown(wait=False, cancel_futures=True)
+        self._closed = True
         for future in list(self._waiting.values()):
             if not future.done():
-                future.set_result(DaemonUnavailable("the daemon is stopping"))
+                future.set_result(DaemonUnavailable(_STOPPING))
+        for future in list(self._looking):
+            if not future.done():
+                future.set_exception(DaemonUnavailable(_STOPPING))
         self._watch.close()
 
     def _handle(self, event: ev.Event) -> None:

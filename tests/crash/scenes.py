@@ -125,7 +125,7 @@ class Stage:
         outcome = Outcome(cut, (cut.name, cut.occurrence) in steps)
         if outcome.reached and cut.signal != "SIGSTOP":  # it is as good as dead: wait for the end, or it ends later
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self.cluster.processes[cut.victim].wait(5.0)
+                self.cluster.processes[cut.victim].wait(15.0)
         new = Version(self.cluster.epoch, self._step)
         try:
             self._second_fault(cut)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +18,7 @@ from tests.cluster import Cluster, fill, until
 from tests.payload import JOB, bytes_of, flip
 from tests.real.writer import POINTS
 
-from ckptd.ckpt.errors import CkptdError, CorruptionError, StaleStepError, Unrecoverable
+from ckptd.ckpt.errors import CkptdError, CorruptionError, DaemonUnavailable, StaleStepError, Unrecoverable
 from ckptd.ckpt.model import Version
 
 pytestmark = pytest.mark.slow
@@ -368,3 +369,26 @@ epoch = client.decide(world=1).epoch
 client.join(epoch)
 print(client.begin(Version(epoch, 1), 1000).path)
 """
+
+
+def test_a_daemon_stops_at_once_although_somebody_waits() -> None:
+    """Who waits for a level is told that the daemon stops; it does not hold the daemon back."""
+    with Cluster(2, parity=1) as cluster:
+        cluster.begin_life()
+        told: list[str] = []
+
+        def wait() -> None:
+            try:
+                cluster.ranks[0].wait(Version(9, 9), "sealed", 30.0)
+            except DaemonUnavailable as error:
+                told.append(str(error))
+
+        waiter = threading.Thread(target=wait)
+        waiter.start()
+        until(lambda: cluster.document(0, "Status")["ready"], "the daemon")
+        started = time.monotonic()
+        cluster.processes[0].send_signal(signal.SIGTERM)
+        cluster.processes[0].wait(20.0)
+        assert time.monotonic() - started < 5.0
+        waiter.join(5.0)
+        assert told
