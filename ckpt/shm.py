@@ -76,7 +76,8 @@ def map_file(path: Path, size: int, *, write: bool) -> mmap.mmap:
 
     Raises CorruptionError when the size is another one: touching pages beyond the end would kill the process.
     """
-    descriptor = os.open(path, (os.O_RDWR if write else os.O_RDONLY) | os.O_CLOEXEC)
+    # No link is followed to somebody else's file, and a fifo in its place is not waited for.
+    descriptor = os.open(path, (os.O_RDWR if write else os.O_RDONLY) | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         found = os.fstat(descriptor).st_size
         if found != size or size <= 0:
@@ -88,7 +89,7 @@ def map_file(path: Path, size: int, *, write: bool) -> mmap.mmap:
         os.close(descriptor)
 
 
-def exclusive(path: Path) -> int:
+def exclusive(path: Path, otherwise: str = "choose another segment directory") -> int:
     """Hold a lock file and write this process's id into it; the descriptor that is returned keeps the lock.
 
     Raises AccessError when another process holds it.
@@ -98,9 +99,7 @@ def exclusive(path: Path) -> int:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         os.close(descriptor)
-        raise AccessError(
-            f"{path.parent} is in use by another daemon; stop it or choose another segment directory"
-        ) from error
+        raise AccessError(f"{path.parent} is in use by another daemon; stop it or {otherwise}") from error
     with contextlib.suppress(OSError):
         os.ftruncate(descriptor, 0)
         os.write(descriptor, str(os.getpid()).encode())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 import secrets
@@ -14,9 +13,8 @@ from pathlib import Path
 from types import FrameType
 
 from ckptd.ckpt.config import Config, split_address
-from ckptd.ckpt.errors import AccessError
 from ckptd.ckpt.inventory import Ledger, Report
-from ckptd.ckpt.shm import private_dir
+from ckptd.ckpt.shm import exclusive, private_dir
 from ckptd.ckpt.storage import Storage
 from ckptd.daemon import events as ev
 from ckptd.daemon.driver import Driver
@@ -26,6 +24,7 @@ from ckptd.daemon.node import Node
 from ckptd.daemon.peers import Peers, PeerServer
 from ckptd.daemon.ranges import Holder, RangeReader, RangeServer
 from ckptd.daemon.record import EventRecord
+from ckptd.daemon.records import Owner
 from ckptd.daemon.segments import Segments
 from ckptd.daemon.server import LocalServer
 
@@ -48,7 +47,7 @@ def serve(config: Config, *, clean_exit: bool = False) -> None:
         signal.signal(number, stop)
     os.nice(config.nice)
     with _lock(config.run_dir / "lock"), contextlib.ExitStack() as parts:
-        segments = Segments(config.segment_dir, config.memory_bytes)
+        segments = Segments(config.segment_dir, config.memory_bytes, Owner.of(config))
         parts.callback(segments.close, clean=clean_exit)
         record = EventRecord(config.run_dir / "events.jsonl", config.node)
         parts.callback(record.close)
@@ -99,12 +98,7 @@ def _assemble(config: Config, segments: Segments, record: EventRecord, parts: co
 @contextlib.contextmanager
 def _lock(path: Path) -> Iterator[None]:
     """Hold the run directory: one daemon each, and a stale socket in it is known to be dead."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
-        raise AccessError(f"a daemon already runs in {path.parent}; stop it or choose another --run-dir") from error
+    descriptor = exclusive(path, "choose another --run-dir")
     try:
         yield
     finally:

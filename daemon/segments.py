@@ -8,9 +8,8 @@ several times the copy. Layout, byte by byte: docs/formats.md.
 from __future__ import annotations
 
 import contextlib
-import json
+import logging
 import os
-import re
 import secrets
 import shutil
 import threading
@@ -19,18 +18,27 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ckptd.ckpt import shm
-from ckptd.ckpt.errors import CorruptionError, MemoryBudgetError
+from ckptd.ckpt.errors import AccessError, CorruptionError, MemoryBudgetError
 from ckptd.ckpt.inventory import ORIGINS, Origin, Parity
 from ckptd.ckpt.model import PIECE, Image, Table, Version
 from ckptd.ckpt.pieces import digest_of, piece_sum, sums_of
-from ckptd.ckpt.strict import json_object
 from ckptd.ckpt.tables import RANKS_MAX, SIZE_MAX, STEP_MAX, number, table_from_json, table_to_json, version_from_json
 from ckptd.daemon.events import Damaged, FoundParity, FoundSlot, ParityDamaged, SlotId
+from ckptd.daemon.records import (
+    PARITY_FILE,
+    PARITY_RECORD,
+    SLOT_FILE,
+    SLOT_RECORD,
+    Owner,
+    checked_name,
+    claim,
+    is_ours,
+    is_regular,
+    read_record,
+    write_record,
+)  # fmt: skip
 
-_SLOT_FILE = re.compile(r"rank-(\d{5,7})\.[0-9a-f]{8}\.safetensors")
-_PARITY_FILE = re.compile(r"parity\.[0-9a-f]{8}\.bin")
-_SLOT_RECORD = re.compile(r"rank-(\d{5,7})\.slot-(\d+)\.json")
-_PARITY_RECORD = re.compile(r"parity-\d{3}-\d{3}-\d\d\.e\d+\.s\d+\.json")
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +66,8 @@ class _ParityEntry:
 class Segments:
     """Everything on the tmpfs. Methods may be called from several threads."""
 
-    def __init__(self, directory: Path, memory_bytes: int = 0) -> None:
+    def __init__(self, directory: Path, memory_bytes: int = 0, owner: Owner | None = None) -> None:
+        """Open the directory. Raises AccessError when it is in use, or not `owner`'s."""
         self.directory = shm.private_dir(directory)
         self._budget = memory_bytes
         self._lock = threading.RLock()
@@ -70,43 +79,59 @@ class Segments:
         self.on_damage: Callable[[Damaged | ParityDamaged], None] = lambda _: None
         """Told about every image and parity whose bytes were found not to match their sums."""
         self._guard = shm.exclusive(self.directory / "lock")
+        try:
+            self._parities_are_ours = owner is None or claim(self.directory, owner)
+        except AccessError:
+            os.close(self._guard)
+            raise
 
     # ---- start and stop ---------------------------------------------------------------------------
 
     def scan(self) -> tuple[tuple[FoundSlot, ...], tuple[FoundParity, ...]]:
-        """Read every record and check its bytes; what does not match is dropped and its file used again."""
+        """Read every record and check its bytes; what does not match is dropped and its file used again.
+
+        Parities of another group map are dropped too: what they protect does not follow from where they stand any more.
+        """
         shutil.rmtree(self.directory / "restore", ignore_errors=True)
         taken: set[str] = set()
-        for path in sorted(self.directory.glob("*.json")):
+        for path in sorted(filter(is_regular, self.directory.glob("*.json"))):
             try:
-                if _SLOT_RECORD.fullmatch(path.name):
+                if SLOT_RECORD.fullmatch(path.name):
                     taken.add(self._find_slot(path))
-                elif _PARITY_RECORD.fullmatch(path.name):
+                elif PARITY_RECORD.fullmatch(path.name):
+                    if not self._parities_are_ours:
+                        raise CorruptionError("made when the job had other nodes, parity or group size")
                     taken.add(self._find_parity(path))
-            except (OSError, ValueError, KeyError, CorruptionError):
-                # A record that is torn, foreign or about damaged bytes means that the image is lost, which is an ordinary
-                # event: it is rebuilt from elsewhere.
+            except (OSError, ValueError, KeyError, CorruptionError) as error:
+                # A record that is torn or about damaged bytes means that the image is lost, which is an ordinary event: it
+                # is rebuilt from elsewhere.
+                log.warning("%s: %s; it is dropped", path.name, error)
                 with contextlib.suppress(OSError):
                     path.unlink()
-        for path in sorted(self.directory.iterdir()):
-            if path.name not in taken and (_SLOT_FILE.fullmatch(path.name) or _PARITY_FILE.fullmatch(path.name)):
+        for path in sorted(filter(is_regular, self.directory.iterdir())):
+            if path.name not in taken and (SLOT_FILE.fullmatch(path.name) or PARITY_FILE.fullmatch(path.name)):
                 self._spare.append((path.name, path.stat().st_size))
         return tuple(slot.found for slot in self._slots.values()), tuple(p.found for p in self._parities.values())
 
     def close(self, *, clean: bool) -> None:
-        """Let go of the directory; `clean` removes it with everything in it."""
+        """Let go of the directory; `clean` removes it, unless somebody has put other files there: those stay."""
         if clean:
-            shutil.rmtree(self.directory, ignore_errors=True)
+            shutil.rmtree(self.directory / "restore", ignore_errors=True)
+            for path in self.directory.iterdir():
+                if is_ours(path.name) and not path.is_dir():
+                    path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # not empty
+                self.directory.rmdir()
         os.close(self._guard)
 
     def remember(self, epoch: int, sealed: Version | None) -> None:
         """Keep the numbers that must not go back when the daemon restarts."""
         content = {"epoch": epoch, "sealed": {"epoch": sealed.epoch, "step": sealed.step} if sealed else None}
-        _write_record(self.directory / "daemon.json", content)
+        write_record(self.directory / "daemon.json", content)
 
     def remembered(self) -> tuple[int, Version | None]:
         try:
-            content = json_object((self.directory / "daemon.json").read_bytes())
+            content = read_record(self.directory / "daemon.json")
             epoch = number("epoch", content["epoch"], STEP_MAX)
             return epoch, version_from_json(content["sealed"]) if content["sealed"] else None
         except (OSError, ValueError, KeyError, CorruptionError):
@@ -116,9 +141,7 @@ class Segments:
         """Bytes on the tmpfs: of slots and of parities, whether they hold something now or not."""
         sizes = {"payload": 0, "parity": 0}
         for path in self.directory.iterdir():
-            kind = (
-                "payload" if _SLOT_FILE.fullmatch(path.name) else "parity" if _PARITY_FILE.fullmatch(path.name) else ""
-            )
+            kind = "payload" if SLOT_FILE.fullmatch(path.name) else "parity" if PARITY_FILE.fullmatch(path.name) else ""
             with contextlib.suppress(FileNotFoundError):  # given up at this moment
                 if kind:
                     sizes[kind] += path.stat().st_size
@@ -165,7 +188,7 @@ class Segments:
             "file": name, "epoch": version.epoch, "step": version.step, "world": world, "size": size,
             "digest": image.digest, "origin": origin, "sums": sums,
         }  # fmt: skip
-        _write_record(self._slot_record(slot), content)
+        write_record(self._slot_record(slot), content)
         with self._lock:
             self._slots[slot] = _Slot(name, found, Stretch(view, sums))
         return image
@@ -212,9 +235,9 @@ class Segments:
         return self.directory / f"rank-{slot.rank:05d}.slot-{slot.index}.json"
 
     def _find_slot(self, path: Path) -> str:
-        content = json_object(path.read_bytes())
-        match = _SLOT_RECORD.fullmatch(path.name)
-        name, size = _checked_name(content["file"], _SLOT_FILE), number("size", content["size"], SIZE_MAX)
+        content = read_record(path)
+        match = SLOT_RECORD.fullmatch(path.name)
+        name, size = checked_name(content["file"], SLOT_FILE), number("size", content["size"], SIZE_MAX)
         assert match is not None
         slot = SlotId(int(match[1]), int(match[2]))
         view = memoryview(shm.map_file(self.directory / name, size, write=False))
@@ -247,7 +270,7 @@ class Segments:
             "file": name, "group": parity.group, "stripe": parity.stripe, "row": parity.row, "size": size,
             "rows": rows, "sums": sums, "table": table_to_json(table),
         }  # fmt: skip
-        _write_record(self._parity_record(parity), content)
+        write_record(self._parity_record(parity), content)
         with self._lock:
             self._parities[parity] = _ParityEntry(name, FoundParity(parity, table), Stretch(view, sums))
 
@@ -279,8 +302,8 @@ class Segments:
         return self.directory / f"{where}.e{parity.version.epoch}.s{parity.version.step}.json"
 
     def _find_parity(self, path: Path) -> str:
-        content = json_object(path.read_bytes())
-        name, size = _checked_name(content["file"], _PARITY_FILE), number("size", content["size"], SIZE_MAX)
+        content = read_record(path)
+        name, size = checked_name(content["file"], PARITY_FILE), number("size", content["size"], SIZE_MAX)
         view = memoryview(shm.map_file(self.directory / name, size, write=False))
         sums = sums_of(view)
         if sums != content["sums"]:
@@ -371,17 +394,3 @@ class Segments:
         for item in excess:
             self._spare.remove(item)
             (self.directory / item[0]).unlink(missing_ok=True)
-
-
-def _checked_name(name: object, pattern: re.Pattern[str]) -> str:
-    if not isinstance(name, str) or not pattern.fullmatch(name):
-        raise CorruptionError(f"record names the file {name!r}, expected {pattern.pattern}")
-    return name
-
-
-def _write_record(path: Path, content: object) -> None:
-    # A tmpfs has nothing to sync; the rename makes the record appear whole or not at all.
-    temporary = path.with_suffix(".tmp")
-    temporary.touch(mode=0o600, exist_ok=True)
-    temporary.write_text(json.dumps(content))
-    temporary.rename(path)

@@ -295,7 +295,7 @@ def test_serve_until_told_to_stop(tmp_path: Path) -> None:
                 )
                 assert second.returncode == 1
                 assert (
-                    f"ckptd: a daemon already runs in {tmp_path / 'r'}; stop it or choose another --run-dir"
+                    f"ckptd: {tmp_path / 'r'} is in use by another daemon; stop it or choose another --run-dir"
                     in second.stderr
                 )
                 beside = [*command[:5], str(tmp_path / "other"), *command[6:]]
