@@ -214,10 +214,8 @@ class Client:
         except AccessError:
             if self._attached is None:
                 raise
-            # The epoch goes with it, so that what was replaced does not take the place of its successor.
+            # The epoch goes with it: a rank again in one step, and what was replaced does not displace its successor.
             self._call("Attach", **self._known, epoch=self._joined or 0)
-            if self._joined is not None:
-                self._call("Join", rank=self._rank, epoch=self._joined)
             return self._call(method, **fields)
 
     def _call(self, method: str, timeout_s: float | None = None, /, **fields: Any) -> Any:

@@ -225,6 +225,10 @@ class Node:
         effects: list[ev.Effect] = []
         if self.ranks.attach(event.rank, Trainer(event.world, event.local_world, event.pid)):
             effects += self._bury(event.rank)
+        if event.epoch:  # this daemon was restarted: the trainer goes on in the life that it was in
+            self.ranks.join(event.rank, event.epoch)
+            self.epoch = max(self.epoch, event.epoch)
+            effects += self._remember()
         size = len(self.config.nodes)
         attached = Attachment(self.config.node, size, self.config.parity if size > 1 else 0)
         return [*effects, ev.Answer(event.ticket, attached)]

@@ -94,6 +94,19 @@ def test_a_zombie_of_an_earlier_life_is_refused() -> None:
     assert "call restore()" in refusal(node.handle(ev.BeginAsked(3, 0, V1, 100), 0.2))
 
 
+def test_a_trainer_goes_on_after_its_daemon_was_restarted() -> None:
+    """Attaching again is one step: between two, its next question would find it in no life, and be refused."""
+    node = Node(Config(run_dir=NOWHERE, segment_dir=NOWHERE), "boot")
+    node.handle(ev.Scanned((), (), 1, None), 0.0)
+    effects = node.handle(ev.AttachAsked(1, 0, 1, 1, 100, 3), 0.1)
+    assert ev.Remember(3, None) in effects
+    assert [
+        effect
+        for effect in node.handle(ev.BeginAsked(2, 0, Version(3, 1), 100), 0.2)
+        if isinstance(effect, ev.MakeSlot)
+    ]
+
+
 def test_what_a_replaced_trainer_began_is_dropped() -> None:
     """Its slot is free for the next one, and its late commit is refused."""
     node = single()

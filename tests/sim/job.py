@@ -201,7 +201,7 @@ class Job:
             return
         if proc not in self.life.procs and not proc.joined:
             return  # a zombie without an epoch looks like a trainer that has just started: not modelled
-        # A new daemon: the client attaches and joins again by itself; a zombie tries to, too.
+        # A new daemon: the client attaches again by itself; a zombie tries to, too.
         proc.daemon = host.node
         world, epoch = len(self.place), proc.joined
 
@@ -209,15 +209,7 @@ class Job:
             if isinstance(answer, CkptdError):
                 assert not self._is_current(self._life_of(proc)), f"P4: a living trainer was refused: {answer}"
                 then(answer)
-            elif epoch and proc.alive:
-                self.world.ask(host, lambda ticket: ev.JoinAsked(ticket, proc.rank, epoch), joined)
             elif proc.alive or self.world.rng.random() < 0.5:  # what it had sent before it died may still come
-                self.world.ask(host, question, then)
-
-        def joined(answer: Any) -> None:
-            if isinstance(answer, CkptdError):
-                then(answer)
-            else:
                 self.world.ask(host, question, then)
 
         self.world.ask(host, lambda ticket: ev.AttachAsked(ticket, proc.rank, world, 1, proc.pid, epoch), attached)
@@ -277,10 +269,17 @@ class Job:
         life.decision, life.decided_at = answer, self.world.now
         self.world.note(-1, "RESTORES", version=str(answer.version), epoch=answer.epoch, source=answer.source)
 
+    def _is_overtaken(self, life: Life) -> bool:
+        """Whether a later epoch than this life's was given after this life had asked for its own."""
+        assert life.decision is not None
+        given = ((when, note["epoch"]) for when, note in self.world.noted("decided"))
+        return any(when >= life.asked_at and epoch > life.decision.epoch for when, epoch in given)  # type: ignore[operator]
+
     def _epochs_in_use(self) -> set[int]:
-        """The epochs of everything that was captured and is still there: a new life must have another one."""
+        """The epochs under which something is held, or may still be captured: a new life must have another one."""
         held = {found.version.epoch for host in self.world.hosts for found in host.records.values()}
-        return held | {version.epoch for version in self.world.manifests}
+        living = {life.decision.epoch for life in self.lives if life.decision and any(p.alive for p in life.procs)}
+        return held | living | {version.epoch for version in self.world.manifests}
 
     def _restore(self, life: Life, proc: Proc, version: Version) -> Waiting:
         """Bring this rank's image here; P2: the bytes are those that were captured, all of the version decided."""
@@ -300,7 +299,11 @@ class Job:
         if isinstance(answer, CkptdError):
             self.refused += 1
             full = isinstance(answer, MemoryBudgetError)
-            assert full or not self._is_current(life), f"P4: a living trainer was refused: {answer}"
+            if not full and self._is_current(life):
+                # Only one thing may do that: a rank 0 of an earlier life that still ran was given an epoch after ours.
+                assert self._is_overtaken(life), f"P4: a living trainer was refused: {answer}"
+                self.kill(proc.rank)
+                yield self._sleep(1e9)
         if not isinstance(answer, Opened):
             self.skipped += answer is None
             return
