@@ -11,6 +11,7 @@ import errno
 import io
 import mmap
 import os
+import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from ckptd.ckpt.errors import StorageError
 
 _BLOCK = 4096
 _CHUNK = 8 * 1024 * 1024  # a whole number of pieces
+UNFINISHED = ".tmp"
+"""How the names of files end that are being written, or were when their writer died."""
 
 
 def write_durably(path: Path, data: memoryview | bytes) -> None:
@@ -25,7 +28,8 @@ def write_durably(path: Path, data: memoryview | bytes) -> None:
 
     After it returns the content is on the disk; the name is once the directory is synced too (`sync_dir`).
     """
-    temporary = path.with_name(path.name + ".tmp")
+    # Two may write the same file (a node that was taken for dead, and its stand-in): neither cuts the other's short.
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}{UNFINISHED}")
     try:
         if not _write_direct(temporary, memoryview(data)):
             _write_buffered(temporary, memoryview(data))
@@ -77,6 +81,17 @@ def _write_buffered(path: Path, data: memoryview) -> None:
 def _write_all(descriptor: int, data: memoryview) -> None:
     while data:
         data = data[os.write(descriptor, data[:_CHUNK]) :]
+
+
+def make_dir(path: Path) -> None:
+    """Make a directory, with those above it, and their names durable. Raises StorageError."""
+    missing = [directory for directory in (path, *path.parents) if not directory.exists()]
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"cannot make {path}: {error.strerror}; check the storage root") from error
+    for directory in reversed(missing):
+        sync_dir(directory.parent)
 
 
 def sync_dir(path: Path) -> None:

@@ -45,21 +45,25 @@ class Storage:
         if digest_of(sums_of(data), len(data)) != image.digest:
             raise CorruptionError(f"rank {image.rank} of {version}: the slot's bytes no longer match their checksum")
         directory = self._unpublished(version)
-        try:
-            if not self.directory.exists():
-                self.directory.mkdir(parents=True, exist_ok=True)
-                disk.sync_dir(self.directory.parent)
-            directory.mkdir(exist_ok=True)
-        except OSError as error:
-            raise StorageError(f"cannot make {directory}: {error.strerror}; check the storage root") from error
+        disk.make_dir(directory)
         disk.write_durably(directory / manifest.file_name(image.rank), data)
         disk.sync_dir(directory)
 
     def publish(self, version: Version, images: Sequence[Image]) -> None:
         """Commit a version whose images are all written. Raises StorageError. Doing it twice is harmless."""
         final = self.directory / manifest.dir_name(version)
-        if final.exists():
-            return
+        if not final.exists():
+            self._write_manifest(version, images)
+            try:
+                self._unpublished(version).rename(final)
+            except OSError as error:
+                raise StorageError(f"cannot publish {final}: {error.strerror}") from error
+        # Also of what stood there: whoever renamed it, or made the job's directory, may have died before the sync.
+        disk.sync_dir(self.directory)
+        disk.sync_dir(self.directory.parent)
+        self._sweep(version)
+
+    def _write_manifest(self, version: Version, images: Sequence[Image]) -> None:
         directory = self._unpublished(version)
         for image in images:
             path = directory / manifest.file_name(image.rank)
@@ -68,13 +72,9 @@ class Storage:
                 raise StorageError(f"{path} has {found} bytes, expected {image.size}; the step is not published")
         content = manifest.encode(Manifest(self._job, version, tuple(sorted(images, key=lambda image: image.rank))))
         disk.write_durably(directory / manifest.MANIFEST, content)
+        for unfinished in directory.glob(f"*{disk.UNFINISHED}"):  # of a writer that died, or one that we did not need
+            unfinished.unlink(missing_ok=True)
         disk.sync_dir(directory)
-        try:
-            directory.rename(final)
-        except OSError as error:
-            raise StorageError(f"cannot publish {final}: {error.strerror}") from error
-        disk.sync_dir(self.directory)
-        self._sweep(version)
 
     def steps(self) -> tuple[list[Step], list[str]]:
         """The published steps, newest first, and what was found wrong with directories that look like ones."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import re
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -82,17 +83,37 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str,
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("file", b"old")]
 
 
+def plain(name: str) -> str:
+    """A temporary name without what makes it unique."""
+    return re.sub(r"\.[0-9a-f]{8}\.tmp$", ".tmp", name)
+
+
+def test_two_writers_of_one_file_do_not_cut_each_other_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node that was taken for dead still writes while its stand-in does: whoever comes last, the file is whole."""
+    rename, data = Path.rename, bytes(range(256)) * 40
+
+    def late(path: Path, target: Path) -> Path:
+        monkeypatch.setattr(Path, "rename", rename)
+        disk.write_durably(target, data)  # the other one, from the beginning to the end
+        assert target.read_bytes() == data
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", late)
+    disk.write_durably(tmp_path / "file", data)
+    assert (tmp_path / "file").read_bytes() == data
+
+
 def test_synced_before_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The content is synced under the temporary name; only then it gets the final one."""
     calls: list[str] = []
     fsync, rename = os.fsync, Path.rename
 
     def note_fsync(descriptor: int) -> None:
-        calls.append("fsync " + Path(f"/proc/self/fd/{descriptor}").readlink().name)
+        calls.append("fsync " + plain(Path(f"/proc/self/fd/{descriptor}").readlink().name))
         fsync(descriptor)
 
     def note_rename(path: Path, target: Path) -> Path:
-        calls.append(f"rename {path.name} {target.name}")
+        calls.append(f"rename {plain(path.name)} {target.name}")
         return rename(path, target)
 
     monkeypatch.setattr(os, "fsync", note_fsync)

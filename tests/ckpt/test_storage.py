@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -90,6 +91,16 @@ def test_publishing_twice_is_harmless(storage: Storage) -> None:
     assert {path.name: path.read_bytes() for path in (storage.directory / manifest.dir_name(V12)).iterdir()} == before
 
 
+def test_what_a_dead_writer_left_is_not_published(storage: Storage) -> None:
+    """The published folder holds the images and the manifest, and nothing under a temporary name."""
+    images = write(storage, V12)
+    writing = storage.directory / f".writing-{manifest.dir_name(V12)}"
+    (writing / f"{manifest.file_name(0)}.0123abcd.tmp").write_bytes(b"half an im")
+    storage.publish(V12, images)
+    found = sorted(path.name for path in (storage.directory / manifest.dir_name(V12)).iterdir())
+    assert found == sorted([manifest.MANIFEST, *(manifest.file_name(rank) for rank in range(len(SIZES)))])
+
+
 def test_the_order_of_ranks_does_not_matter(storage: Storage) -> None:
     """The manifest lists the ranks in order, however the nodes' payloads had them."""
     storage.publish(V12, write(storage, V12)[::-1])
@@ -137,7 +148,8 @@ def test_synced_and_named_in_the_right_order(storage: Storage, monkeypatch: pyte
     fsync, rename = os.fsync, Path.rename
 
     def note_fsync(descriptor: int) -> None:
-        calls.append("fsync " + Path(f"/proc/self/fd/{descriptor}").readlink().name)
+        name = Path(f"/proc/self/fd/{descriptor}").readlink().name
+        calls.append("fsync " + re.sub(r"\.[0-9a-f]{8}\.tmp$", ".tmp", name))
         fsync(descriptor)
 
     def note_rename(path: Path, target: Path) -> Path:
@@ -150,7 +162,8 @@ def test_synced_and_named_in_the_right_order(storage: Storage, monkeypatch: pyte
     final, writing = manifest.dir_name(V12), f".writing-{manifest.dir_name(V12)}"
     files = ["rank-00000.safetensors", "rank-00001.safetensors", "manifest.json"]
     of_files = [call for name in files for call in (f"fsync {name}.tmp", f"rename {name}", f"fsync {writing}")]
-    assert calls == ["fsync root", *of_files, f"rename {final}", f"fsync {JOB}"]
+    made = [f"fsync {storage.directory.parent.parent.name}", "fsync root", f"fsync {JOB}"]
+    assert calls == [*made, *of_files, f"rename {final}", f"fsync {JOB}", "fsync root"]
 
 
 def torn(path: Path) -> None:
