@@ -37,7 +37,10 @@ class Decisions:
         return [ev.Answer(asked.ticket, StaleStepError(reason)) for asked, _ in gone]
 
     def settle(self, ledger: Ledger, epoch: int) -> list[tuple[ev.DecideAsked, Decision]]:
-        """The questions that can be answered now; each answer begins an epoch of its own, after `epoch`."""
+        """The questions that can be answered now; each answer begins an epoch of its own, after `epoch`.
+
+        Node i of n gives the epochs i + 1, i + 1 + n, i + 1 + 2n, ..., as Paxos does with its ballots.
+        """
         mine = ledger.report(self._config.node)
         if mine is None or mine.boot != self._boot or not is_settled(ledger, self._config.groups):
             return []
@@ -62,4 +65,6 @@ class Decisions:
             # Who can't be heard may hold images of a later life than we know of, and come back with them: two lives under
             # one epoch would be mixed. So this one leaps ahead, to a number that nobody else is likely to choose.
             following += LEAP * (1 + crc32(f"{self._boot}/{ledger.seq}".encode()) % (1 << 20))
+        # Two nodes may be asked at once (a rank 0 that was replaced elsewhere still runs): each has numbers of its own.
+        following += (self._config.node + 1 - following) % len(self._config.nodes)
         return Decision(following, chosen.version, chosen.rung, chosen.reason, chosen.world)

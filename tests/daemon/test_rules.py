@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -240,6 +241,20 @@ def test_a_question_that_outlives_its_trainer_begins_no_epoch() -> None:
     assert isinstance(answer(effects), Decision)
 
 
+def test_two_nodes_never_give_the_same_epoch() -> None:
+    """A rank 0 that was replaced elsewhere may be asking still: both are answered, each under an epoch of its own."""
+    ledger = Ledger(0, "x", 1, reports=(Report(0, "x", 1), Report(1, "x", 1)))
+    given = set[tuple[int, int]]()
+    for config in (PAIR, replace(PAIR, node=0)):
+        for known in range(20):
+            decisions = Decisions(config, "x")
+            decisions.ask(ev.DecideAsked(1, 2, False, ()), 1)
+            ((_, decision),) = decisions.settle(ledger, known)
+            assert known < decision.epoch <= known + 2
+            given.add((decision.epoch, config.node))
+    assert len({epoch for epoch, _ in given}) == len(given), given
+
+
 def test_a_decision_without_a_node_leaps_to_an_epoch_that_it_can_not_know() -> None:
     """The node that is silent may hold images of the very epoch that would be next, and come back with them."""
     question = ev.DecideAsked(1, 2, False, ())
@@ -251,5 +266,5 @@ def test_a_decision_without_a_node_leaps_to_an_epoch_that_it_can_not_know() -> N
             reports = tuple(Report(node, boot, 1) for node in (0, 1) if node not in lost)
             ((_, decision),) = decisions.settle(Ledger(1, boot, 1, reports=reports, lost=lost), 4)
             epochs[lost, boot] = decision.epoch
-    assert epochs[(), "one"] == epochs[(), "other"] == 5
+    assert epochs[(), "one"] == epochs[(), "other"] == 6  # node 1 of two gives the even ones
     assert 1000 < epochs[(0,), "one"] != epochs[(0,), "other"] > 1000

@@ -41,10 +41,13 @@ def _parser() -> argparse.ArgumentParser:
 
 def search(options: argparse.Namespace) -> int:
     """Run many seeds; shrink and print what fails."""
-    started, said, tally = time.monotonic(), time.monotonic(), Tally()
+    started, said, told, tally = time.monotonic(), time.monotonic(), 0, Tally()
     for tally in run_many(
         options.start, options.seeds, minutes=options.minutes, jobs=options.jobs, stop_after=options.failures
     ):
+        for failure in tally.failures[told:]:
+            print(f"FAILED: {failure.problem}\nreplay: {command(failure.scenario)}", flush=True)
+        told = len(tally.failures)
         if time.monotonic() - said > 10.0:
             said = time.monotonic()
             print(_summary(tally, options.start, said - started), flush=True)

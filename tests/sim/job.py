@@ -278,7 +278,14 @@ class Job:
     def _epochs_in_use(self) -> set[int]:
         """The epochs under which something is held, or may still be captured: a new life must have another one."""
         held = {found.version.epoch for host in self.world.hosts for found in host.records.values()}
-        living = {life.decision.epoch for life in self.lives if life.decision and any(p.alive for p in life.procs)}
+        lost_at = max(
+            (when for when, _ in self.world.noted("node lost")), default=-1.0
+        )  # who knew of it may be gone, too
+        living = {
+            life.decision.epoch
+            for life in self.lives
+            if life.decision and life.decided_at > lost_at and any(proc.alive for proc in life.procs)
+        }
         return held | living | {version.epoch for version in self.world.manifests}
 
     def _restore(self, life: Life, proc: Proc, version: Version) -> Waiting:
