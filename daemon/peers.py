@@ -31,7 +31,12 @@ log = logging.getLogger(__name__)
 _CALL_S = 5.0
 _SESSIONS_MAX = 1024
 _LIMITS = [("grpc.max_receive_message_length", MESSAGE_MAX), ("grpc.max_send_message_length", MESSAGE_MAX)]
-_CHANNEL = [*_LIMITS, ("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 500)]
+_CHANNEL = [
+    *_LIMITS,
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 500),
+    ("grpc.use_local_subchannel_pool", 1),  # a new channel is a new connection
+]
 Received = Callable[[Report | Ledger], None]
 
 
@@ -125,13 +130,16 @@ class _Mailbox:
         self._wake = threading.Condition()
         self._closing = False
         self._complaint = ""
-        self._channel = grpc.insecure_channel(config.nodes[node], options=_CHANNEL)
+        self._connect()
+        threading.Thread(target=self._run, name=f"peer-{node}", daemon=True).start()
+
+    def _connect(self) -> None:
+        self._channel = grpc.insecure_channel(self._config.nodes[self._node], options=_CHANNEL)
         call = self._channel.unary_unary
         self._challenge = call(
             f"/{PEER}/Challenge", pb.ChallengeRequest.SerializeToString, pb.ChallengeReply.FromString
         )
         self._deliver = call(f"/{PEER}/Deliver", None, None)
-        threading.Thread(target=self._run, name=f"peer-{node}", daemon=True).start()
 
     def put(self, letter: Report | Ledger) -> None:
         with self._wake:
@@ -169,12 +177,23 @@ class _Mailbox:
         except (grpc.RpcError, AccessError) as error:
             # The letter is lost, which is allowed: the state is repeated soon, under a new session if need be.
             self._session = None
+            if isinstance(error, grpc.RpcError) and error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                self._reconnect()
             complaint = str(error_of(error, f"node {self._node}") if isinstance(error, grpc.RpcError) else error)
             if complaint != self._complaint:
                 log.info("node %d (%s): %s", self._node, self._config.nodes[self._node], complaint)
             self._complaint = complaint
         else:
             self._complaint = ""
+
+    def _reconnect(self) -> None:
+        """A connection may go dumb without ending: a router forgot it, or a flipped bit made the peer wait for the rest of
+        a message that is none. gRPC would go on with it for ever.
+        """
+        with self._wake:
+            if not self._closing:
+                self._channel.close()
+                self._connect()
 
     def _introduce(self) -> tuple[str, _Session]:
         job, secret, mine = self._config.job, self._config.secret, auth.nonce()
