@@ -233,6 +233,55 @@ def demo(
     raise typer.Exit(run_demo(options, Console()))
 
 
+@app.command()
+def drill(
+    faults: Annotated[
+        list[str] | None,
+        typer.Argument(help="Faults, one after the other: node, rank=2, link=0-1:slow:3, ...", show_default=False),
+    ] = None,
+    nodes: Annotated[int, typer.Option(help="Nodes of the throw-away job.")] = 3,
+    parity: Annotated[int, typer.Option(help="How many of them parity can rebuild.")] = 1,
+    seed: Annotated[int, typer.Option(help="Decides all that is not said.")] = 1,
+    campaign: Annotated[
+        Path | None, typer.Option(help="A TOML file with the faults and the job's shape.", show_default=False)
+    ] = None,
+    minutes: Annotated[
+        float, typer.Option(help="Go on with rounds of random faults for so long.", show_default=False)
+    ] = 0.0,
+    report: Annotated[Path | None, typer.Option(help="Write the outcome as JSON.", show_default=False)] = None,
+    workdir: Annotated[Path | None, typer.Option(help="Where logs and persisted steps go.", show_default=False)] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the last round's directory.")] = False,
+    segments_root: Annotated[Path, typer.Option(help="A tmpfs for the job's memory.")] = Path("/dev/shm"),  # noqa: S108
+    job: Annotated[
+        str | None, typer.Option(help="Strike this running job instead, on this node.", show_default=False)
+    ] = None,
+    run_dir: RunDir = None,
+    yes: Annotated[bool, typer.Option("--yes", help="With --job: also what may cost the job steps.")] = False,
+) -> None:
+    """Cause faults on purpose, and hold what happens against what is promised.
+
+    Without `--job`: on a throw-away training of this machine, which is compared with an uninterrupted run bit by bit.
+    Without faults they are drawn from the seed; `all` is one of each kind.
+
+    * `rank` SIGKILL a trainer
+    * `daemon` SIGKILL a daemon; it is started again
+    * `node` SIGKILL both, and delete the node's memory
+    * `memory` fill the tmpfs for a while
+    * `disk` let no fsync return for a while
+    * `link` cut, slow down or corrupt what two daemons send each other (`link=0-1:cut:5`)
+    * `bits` SIGKILL a trainer and flip a bit in each of its slots
+
+    With `--job NAME`: on that job's trainer and daemon of this node, if they are yours.
+    """
+    from ckptd.daemon.drill.command import run
+
+    code = run(
+        faults or [], nodes=nodes, parity=parity, seed=seed, campaign=campaign, minutes=minutes, report=report,
+        workdir=workdir, keep=keep, segments_root=segments_root, job=job, run_dir=run_dir, yes=yes, console=Console(),
+    )  # fmt: skip
+    raise typer.Exit(code)
+
+
 def main() -> None:
     """Entry point: errors become one line and an exit code."""
     try:

@@ -28,8 +28,11 @@ class Jobs:
     def record(self, effect: ev.Record) -> ev.Recorded:
         try:
             image = self._segments.record(effect.slot, effect.version, effect.world)
-        except (CkptdError, OSError) as error:
+        except CkptdError as error:
             return ev.Recorded(effect.slot, effect.version, effect.world, None, str(error))
+        except OSError as error:
+            reason = f"{self._segments.directory}: {error.strerror}; free some of its space, or lower --slots"
+            return ev.Recorded(effect.slot, effect.version, effect.world, None, reason)
         return ev.Recorded(effect.slot, effect.version, effect.world, image)
 
     def make_parity(self, effect: ev.MakeParity) -> ev.ParityMade:

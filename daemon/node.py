@@ -163,7 +163,7 @@ class Node:
         self.epoch = max(self.epoch, event.epoch)
         self.sealed = newest(self.sealed, event.sealed)
         self.scanned = self._changed = True
-        ready = note("ready", images=len(event.slots), parities=len(event.parities))
+        ready = note("ready", images=len(event.slots), parities=len(event.parities), data_port=self.data_port)
         return [ready, *self._remember(), *self.duties.outdated(self.sealed)]
 
     def _remember(self) -> list[ev.Effect]:

@@ -23,6 +23,8 @@ def status(node: Node, usage: dict[str, int]) -> dict[str, Any]:
         "job": config.job,
         "node": config.node,
         "parity": config.parity if len(config.nodes) > 1 else 0,
+        "segment_dir": str(config.segment_dir),
+        "trainers": [{"rank": rank, "pid": trainer.pid} for rank, trainer in node.ranks],
         "bytes": usage,
         "skipped": node.skipped,
         "ready": node.scanned and ledger is not None,

@@ -47,6 +47,8 @@ class Options:
     lr: float = 1e-3
     threads: int = 1
     text_bytes: int = 4_000_000
+    pace: float = 0.0
+    """Seconds that a step takes at least: a small model on a small machine stands for a big one."""
     events: str = ""
     checkpoint: bool = True
 
@@ -219,6 +221,7 @@ def main(options: Options) -> None:
     step = ck.restore()
     log.write("restored", step=step)
     while step < options.steps:
+        begun = time.monotonic()
         loss = model(data.next_batch())
         loss.backward()
         optimizer.step()
@@ -227,6 +230,7 @@ def main(options: Options) -> None:
         step += 1
         ck.step(step)
         log.write("step", step=step, loss=loss.item().hex())
+        time.sleep(max(0.0, options.pace - (time.monotonic() - begun)))
 
     ck.wait("sealed", timeout_s=60.0)
     ck.close()

@@ -111,12 +111,21 @@ class Cluster:
                 self.rendezvous = f"{told['host']}:{told['port']}"
         return bool(self.rendezvous)
 
+    def daemon_command(self) -> list[str]:
+        """What runs a daemon."""
+        return ckptd_command()
+
+    def addresses_for(self, node: int) -> list[str]:
+        """Where this node finds every node."""
+        return self.addresses
+
     def start_daemon(self, node: int) -> None:
-        """Start the node's daemon with an empty memory; it is ready when its socket is there."""
+        """Start the node's daemon, with an empty memory unless one ran here before; it is ready when its socket is there."""
         options, layout = self.options, self.layout
-        layout.segment_dir(node).mkdir(mode=0o700)
-        layout.run_dir(node).mkdir(mode=0o700)
-        command = [*ckptd_command(), "serve", "--job", JOB, "--node", str(node), "--nodes", ",".join(self.addresses)]
+        layout.segment_dir(node).mkdir(mode=0o700, exist_ok=True)
+        layout.run_dir(node).mkdir(mode=0o700, exist_ok=True)
+        command = [*self.daemon_command(), "serve", "--job", JOB, "--node", str(node)]
+        command += ["--nodes", ",".join(self.addresses_for(node))]
         command += ["--parity", str(options.parity), "--persist-every", str(options.persist_every), "--clean-exit"]
         command += ["--run-dir", str(layout.run_dir(node)), "--segment-dir", str(layout.segment_dir(node))]
         command += ["--storage", str(layout.storage), "--secret-file", str(layout.secret)]
@@ -129,7 +138,7 @@ class Cluster:
         """Start the node's torchrun agent, which starts its trainer when all nodes are there."""
         nodes, address = self.options.nodes, address_of(node)
         torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nnodes={nodes}:{nodes}", "--nproc-per-node=1"]
-        torchrun += ["--max-restarts=5", "--rdzv-backend=c10d", f"--rdzv-id={self.layout.name}"]
+        torchrun += ["--max-restarts=50", "--rdzv-backend=c10d", f"--rdzv-id={self.layout.name}"]
         torchrun += [f"--rdzv-endpoint={self.rendezvous}", f"--rdzv-conf={RDZV}", f"--local-addr={address}"]
         more = {"CKPTD_RUN_DIR": str(self.layout.run_dir(node)), "CKPTD_JOB": JOB}
         self.agents[node] = self.launch(f"agent-{node}", [*torchrun, *self.trainer("faulty")], more)

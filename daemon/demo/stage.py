@@ -92,6 +92,7 @@ class Stage:
         self.run, self.limit_s = name, limit_s
         self.deadline = time.monotonic() + limit_s
         self.watch = Watch()
+        self._refused: set[str | None] = set()
         self.progress = Progress(self.cluster.options.nodes, steps)
 
     def say(self, text: str, style: str = "", t: float | None = None) -> None:
@@ -108,6 +109,10 @@ class Stage:
         """Print what is new."""
         for event in self.watch.poll():
             told = describe(event)
+            if event.name == "refused" and told in self._refused:
+                continue  # what is refused at every step is told once
+            if event.name == "refused":
+                self._refused.add(told)
             ended = event.name == "rank_lost" and event.fields["rank"] in self.progress.finished
             if told and not ended:
                 self.say(told, STYLES.get(event.name, ""), event.t)
