@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test unit sim crash lint types imports format proto diagrams clean
+.PHONY: help install demo test unit sim crash soak lint types imports format proto diagrams clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | awk -F ':.*?## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -48,6 +48,9 @@ proto: install  ## regenerate the wire messages from ckpt/wire/ckptd.proto
 
 crash: install  ## stop real daemons at every primitive step (MINUTES=60)
 	$(BIN)/python -m tests.crash --minutes $(or $(MINUTES),60)
+
+soak: install  ## real training under random faults (MINUTES=60 SEED=1), compared with an uninterrupted run
+	$(BIN)/ckptd drill --minutes $(or $(MINUTES),60) --seed $(or $(SEED),1)
 
 diagrams: install  ## draw docs/machines.md from the transition tables
 	$(BIN)/python -m tests.diagrams --write

@@ -86,9 +86,10 @@ def _assemble(config: Config, segments: Segments, record: EventRecord, parts: co
         node.data_port = ranges.port
 
         def received(letter: Report | Ledger) -> None:
-            driver.post(ev.ReportCame(letter) if isinstance(letter, Report) else ev.LedgerCame(letter))
+            event = ev.ReportCame(letter) if isinstance(letter, Report) else ev.LedgerCame(letter)
+            peers.admit(letter, lambda: driver.post(event))
 
-        parts.callback(PeerServer(config, received).close)
+        parts.callback(PeerServer(config, node.boot, received).close)
     local = LocalServer(config, driver, jobs, segments, record)
     parts.callback(local.close)
     local.start()

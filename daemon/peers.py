@@ -7,11 +7,12 @@ one to each node is worth sending, so a slow or dead peer costs one mailbox and 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import secrets
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -25,6 +26,7 @@ from ckptd.ckpt.inventory import Ledger, Report
 from ckptd.ckpt.wire import ckptd_pb2 as pb
 from ckptd.ckpt.wire.rpc import MESSAGE_MAX, PEER, error_of
 from ckptd.ckpt.wire.translate import letter_in, letter_out
+from ckptd.daemon.places import Places
 
 log = logging.getLogger(__name__)
 
@@ -52,8 +54,8 @@ class _Session:
 class PeerServer:
     """Receives letters on this node's control address and hands those that check to `received`."""
 
-    def __init__(self, config: Config, received: Received) -> None:
-        self._config, self._received = config, received
+    def __init__(self, config: Config, boot: str, received: Received) -> None:
+        self._config, self._boot, self._received = config, boot, received
         self._sessions: OrderedDict[str, _Session] = OrderedDict()
         self._lock = threading.Lock()
         self._server = grpc.server(ThreadPoolExecutor(8, "peer-in"), options=[*_LIMITS, ("grpc.so_reuseport", 0)])
@@ -89,9 +91,8 @@ class PeerServer:
             self._sessions[session] = _Session(auth.proof(secret, "session", job, request.nonce, mine))
             while len(self._sessions) > _SESSIONS_MAX:
                 self._sessions.popitem(last=False)
-        return pb.ChallengeReply(
-            session=session, nonce=mine, proof=auth.proof(secret, "server", job, request.nonce, mine)
-        )
+        proof = auth.proof(secret, "server", job, request.nonce, mine, self._boot.encode())
+        return pb.ChallengeReply(session=session, nonce=mine, proof=proof, boot=self._boot)
 
     def _deliver(self, body: bytes, context: grpc.ServicerContext) -> bytes:
         try:
@@ -123,8 +124,10 @@ class PeerServer:
 class _Mailbox:
     """One peer: its channel, its session, and the newest letters that wait for it."""
 
-    def __init__(self, config: Config, node: int) -> None:
-        self._config, self._node = config, node
+    def __init__(self, config: Config, node: int, places: Places) -> None:
+        self._config, self._node, self._places = config, node, places
+        self._unknown: tuple[str, Callable[[], None]] | None = None
+        self._refused = ""
         self._session: tuple[str, _Session] | None = None
         self._waiting: dict[type, Report | Ledger] = {}
         self._wake = threading.Condition()
@@ -146,6 +149,12 @@ class _Mailbox:
             self._waiting[type(letter)] = letter
             self._wake.notify()
 
+    def vouch(self, boot: str, then: Callable[[], None]) -> None:
+        """Ask at the address who is there, and do `then` if it is this run of the daemon. The newest question counts."""
+        with self._wake:
+            self._unknown = boot, then
+            self._wake.notify()
+
     def close(self) -> None:
         with self._wake:
             self._closing = True
@@ -155,25 +164,46 @@ class _Mailbox:
     def _run(self) -> None:
         while True:
             with self._wake:
-                self._wake.wait_for(lambda: self._waiting or self._closing, timeout=60)
+                self._wake.wait_for(lambda: self._waiting or self._unknown or self._closing, timeout=60)
                 if self._closing:
                     return
+                unknown, self._unknown = self._unknown, None
                 letters = list(self._waiting.values())
                 self._waiting.clear()
-            for letter in letters:
-                body = letter_out(letter)
-                try:
-                    self._send(body)
-                except ValueError:  # the channel was closed under the call
-                    return
+            try:
+                if unknown:
+                    self._look(*unknown)
+                for letter in letters:
+                    self._send(letter_out(letter))
+            except ValueError:  # the channel was closed under the call
+                return
+
+    def _look(self, boot: str, then: Callable[[], None]) -> None:
+        with self._reporting():
+            self._introduce()
+            if self._places.admits(self._node, boot):
+                then()
+            elif boot != self._refused:
+                self._refused = boot
+                log.warning(
+                    "node %d: another daemon than the one at %s sends letters for this place; they do not count, stop it",
+                    self._node,
+                    self._config.nodes[self._node],
+                )
 
     def _send(self, body: bytes) -> None:
-        try:
+        with self._reporting():
             name, session = self._session or self._introduce()
             session.counter += 1
             tag = auth.proof(session.key, "letter", self._config.job, str(session.counter).encode(), body)
             metadata = (("ckptd-session", name), ("ckptd-counter", str(session.counter)), ("ckptd-tag-bin", tag))
             self._deliver(body, timeout=_CALL_S, metadata=metadata)
+
+    @contextlib.contextmanager
+    def _reporting(self) -> Iterator[None]:
+        """A call to the peer: what fails is logged once."""
+        try:
+            yield
         except (grpc.RpcError, AccessError) as error:
             # The letter is lost, which is allowed: the state is repeated soon, under a new session if need be.
             self._session = None
@@ -198,8 +228,9 @@ class _Mailbox:
     def _introduce(self) -> tuple[str, _Session]:
         job, secret, mine = self._config.job, self._config.secret, auth.nonce()
         reply = self._challenge(pb.ChallengeRequest(job=job, nonce=mine, node=self._config.node), timeout=_CALL_S)
-        if not auth.same(reply.proof, auth.proof(secret, "server", job, mine, reply.nonce)):
+        if not auth.same(reply.proof, auth.proof(secret, "server", job, mine, reply.nonce, reply.boot.encode())):
             raise AccessError(f"node {self._node} knows another secret; give every node the same --secret-file")
+        self._places.answered(self._node, reply.boot)
         self._session = reply.session, _Session(auth.proof(secret, "session", job, mine, reply.nonce))
         return self._session
 
@@ -208,7 +239,19 @@ class Peers:
     """The other daemons of the job, as addressees."""
 
     def __init__(self, config: Config) -> None:
-        self._boxes = {node: _Mailbox(config, node) for node in range(len(config.nodes)) if node != config.node}
+        self._me, self._places = config.node, Places()
+        others = (node for node in range(len(config.nodes)) if node != config.node)
+        self._boxes = {node: _Mailbox(config, node, self._places) for node in others}
+
+    def admit(self, letter: Report | Ledger, then: Callable[[], None]) -> None:
+        """Do `then`, now or soon, if the letter is from the daemon that answers at its sender's address."""
+        node = letter.node if isinstance(letter, Report) else letter.collector
+        if node == self._me:
+            log.warning("another daemon sends letters as node %d, which is this one; stop it", node)
+        elif self._places.admits(node, letter.boot):
+            then()
+        else:
+            self._boxes[node].vouch(letter.boot, then)
 
     def send(self, to: int, letter: Report | Ledger) -> None:
         """Send the letter some time soon, unless a newer one of its kind overtakes it. Never blocks, never fails."""

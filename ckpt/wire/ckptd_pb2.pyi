@@ -171,14 +171,16 @@ class ChallengeRequest(_message.Message):
     def __init__(self, job: _Optional[str] = ..., nonce: _Optional[bytes] = ..., node: _Optional[int] = ...) -> None: ...
 
 class ChallengeReply(_message.Message):
-    __slots__ = ("session", "nonce", "proof")
+    __slots__ = ("session", "nonce", "proof", "boot")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     NONCE_FIELD_NUMBER: _ClassVar[int]
     PROOF_FIELD_NUMBER: _ClassVar[int]
+    BOOT_FIELD_NUMBER: _ClassVar[int]
     session: str
     nonce: bytes
     proof: bytes
-    def __init__(self, session: _Optional[str] = ..., nonce: _Optional[bytes] = ..., proof: _Optional[bytes] = ...) -> None: ...
+    boot: str
+    def __init__(self, session: _Optional[str] = ..., nonce: _Optional[bytes] = ..., proof: _Optional[bytes] = ..., boot: _Optional[str] = ...) -> None: ...
 
 class Empty(_message.Message):
     __slots__ = ()

@@ -58,7 +58,7 @@ def post() -> Post:
 @pytest.fixture
 def server(configs: list[Config], post: Post) -> Iterator[PeerServer]:
     """Node 1 listens."""
-    made = PeerServer(configs[1], post)
+    made = PeerServer(configs[1], "b", post)
     yield made
     made.close()
 
@@ -111,7 +111,7 @@ def test_a_dead_peer_delays_nobody(configs: list[Config], post: Post, opened: Ca
     """Letters to a node that does not listen are lost without a sound to the sender; later ones arrive when it is back."""
     peers = opened(configs[0])
     peers.send(1, report(1))
-    server = PeerServer(configs[1], post)
+    server = PeerServer(configs[1], "b", post)
 
     def arrived() -> bool:
         peers.send(1, report(2))
@@ -120,7 +120,7 @@ def test_a_dead_peer_delays_nobody(configs: list[Config], post: Post, opened: Ca
     until(arrived, "a letter after the start")
     server.close()
     post.letters.clear()
-    server = PeerServer(configs[1], post)
+    server = PeerServer(configs[1], "b", post)
     until(arrived, "a letter after the restart")
     server.close()
 
@@ -258,7 +258,49 @@ def test_a_challenge_is_checked(stranger: Stranger) -> None:
 def test_an_address_that_is_taken(configs: list[Config], post: Post) -> None:
     """A second daemon at the same address is refused by name."""
     with pytest.raises(AccessError, match=f"cannot listen on {configs[1].nodes[1]}.*is another daemon there"):
-        PeerServer(configs[1], post)
+        PeerServer(configs[1], "b", post)
+
+
+def test_only_the_daemon_at_its_address_counts(
+    configs: list[Config], post: Post, opened: Callable[[Config], Peers], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two daemons claim one place: whoever answers at its address does, also when that changes."""
+    peers = opened(configs[0])
+
+    def admit(boot: str, seq: int) -> None:
+        letter = Report(node=1, boot=boot, seq=seq)
+        peers.admit(letter, lambda: post(letter))
+
+    first = PeerServer(configs[1], "first", post)
+    admit("first", 1)
+    until(lambda: len(post.letters) == 1, "the letter of the one that is there")
+    with caplog.at_level(logging.WARNING):
+        admit("other", 1)
+        until(lambda: "another daemon than the one at" in caplog.text, "the warning")
+    first.close()
+    second = PeerServer(configs[1], "second", post)
+    try:
+
+        def arrives() -> bool:
+            admit("second", 1)  # reports are repeated; the address answers again within moments
+            time.sleep(0.1)
+            return len(post.letters) > 1
+
+        until(arrives, "the letter of its successor")
+        admit("first", 2)
+        admit("second", 3)
+        until(lambda: post.letters[-1].seq == 3, "the successor's next one")
+        assert {letter.boot for letter in post.letters[1:]} == {"second"}
+    finally:
+        second.close()
+
+
+def test_nobody_else_is_this_node(
+    configs: list[Config], opened: Callable[[Config], Peers], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A letter in one's own name is somebody else's."""
+    opened(configs[0]).admit(report(1), lambda: pytest.fail("it was believed"))
+    assert "sends letters as node 0, which is this one" in caplog.text
 
 
 class Deafening:

@@ -8,12 +8,10 @@ from tests.sim.job import Job
 from tests.sim.memory import Host
 from tests.sim.network import Net
 from tests.sim.scenario import Fault
+from tests.sim.truth import UNNOTICED_S
 from tests.sim.world import World
 
 from ckptd.daemon import events as ev
-
-UNNOTICED_S = 3.0
-"""For so long a collector may believe in what a lost node has reported; a seal that it announces meanwhile counts on it."""
 
 
 class Faults:
@@ -22,7 +20,6 @@ class Faults:
     def __init__(self, world: World, job: Job, *, beyond: bool = False) -> None:
         self.world, self.job, self.beyond = world, job, beyond
         self.rng = Random(0)
-        self._lost_at: dict[int, float] = {}
         self.calm_since = 0.0
         """Since when every node has had a daemon and every link has worked: before, silence may be taken for loss."""
 
@@ -35,6 +32,7 @@ class Faults:
         """No faults from here on; what is down comes up."""
         world = self.world
         world.fuse, world.storage.works, world.net = None, True, Net()
+        world.exorcise()
         world.cuts.clear()
         for host in world.hosts:
             host.full = False
@@ -109,8 +107,8 @@ class Faults:
         for _ in range(wanted):
             index = self._some_host()
             if self._may_lose(index):
-                self.job.lose(index)
-                self._lost_at[index] = self.world.now
+                lingers = self.rng.uniform(0.5, 6.0) if self.rng.random() < 0.3 else 0.0
+                self.job.lose(index, lingers)
                 self._restart_later(index, kill=False)
 
     def _may_lose(self, index: int) -> bool:
@@ -124,7 +122,7 @@ class Faults:
         """Whether a node lacks something that is sealed, or was struck so lately that a seal may yet count on it."""
         host = self.world.hosts[index]
         flipped = any(segment.flipped for segment in host.parities.values())
-        late = self.world.now - self._lost_at.get(index, -9.0) < UNNOTICED_S
+        late = self.world.now - self.world.lost_at.get(index, -9.0) < UNNOTICED_S
         return late or bool(host.damaged) or flipped or not self.world.whole(index)
 
     # ---- the network ----------------------------------------------------------------------------------

@@ -72,8 +72,19 @@ class Hands:
         session = to.node  # a letter is signed for one run of the daemon; its successor refuses it
 
         def deliver() -> None:
-            if (host.index, to.index) not in world.cuts and to.node is session:
+            if (host.index, to.index) in world.cuts or to.node is not session:
+                return
+            if to.places.admits(host.index, letter.boot):
                 world.tell(to, event)
+            else:
+                world.at(2 * world.within(world.net.delay_s), vouch)
+
+        def vouch() -> None:
+            there = world.reach(to)(host.index)  # whoever is at the sender's address
+            if to.node is session and there is not None and there.node is not None:
+                to.places.answered(host.index, there.node.boot)
+                if to.places.admits(host.index, letter.boot):
+                    world.tell(to, event)
 
         for delay in world.net.delays(world.rng, (host.index, to.index)):
             world.at(delay, deliver)
@@ -181,6 +192,8 @@ class Hands:
         storage, failed, me = self.world.storage, ev.Written(effect.version, (), "storage failed"), host.index
         for image, _ in effect.slots:
             yield
+            if host in self.world.ghosts:  # a machine that was given up has lost its mount, too
+                return failed
             data, key = host.image(effect.version, image), (effect.version, image.rank)
             if data is None or not storage.write(key, data[: len(data) // 2], me):
                 return failed
@@ -198,6 +211,8 @@ class Hands:
     def _publish(self, host: Host, effect: ev.Publish) -> Steps:
         version, storage = effect.table.version, self.world.storage
         yield
+        if host in self.world.ghosts:
+            return ev.Published(version, "storage failed")
         for image in (image for payload in effect.table.payloads for image in payload.images):
             written = storage.files.get((version, image.rank))
             if written is None or len(written.data) * SCALE != image.size:

@@ -126,9 +126,12 @@ class Job:
             for proc in life.procs:
                 self._end(proc)
 
-    def lose(self, node: int) -> None:
-        """A node dies: its memory, its daemon, its trainers."""
-        self.world.lose(node)
+    def lose(self, node: int, lingers: float = 0.0) -> None:
+        """A node dies: its memory, its daemon, its trainers; the daemon only for the others, while it lingers."""
+        if lingers:
+            self.world.displace(node, lingers)
+        else:
+            self.world.lose(node)
         dead = [proc for life in self.lives for proc in life.procs if proc.node == node and proc.alive]
         for proc in dead:
             proc.alive = False

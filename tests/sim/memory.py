@@ -14,6 +14,7 @@ from ckptd.ckpt.model import PIECE, Image, Table, Version
 from ckptd.ckpt.pieces import digest_of, sums_of
 from ckptd.daemon.events import FoundSlot, ParityDamaged, SlotId
 from ckptd.daemon.node import Node
+from ckptd.daemon.places import Places
 
 UNIT = 64
 """Bytes that stand for one piece."""
@@ -48,6 +49,8 @@ class Host:
     """Whether the tmpfs has no room for anything new."""
     clock: tuple[float, float] = (0.0, 1.0)
     """What the node's own clock shows: an offset, and seconds per second."""
+    places: Places = field(default_factory=Places)
+    """Who answered this host's daemon at each address."""
     frozen_until: float = 0.0
     backlog: list[Callable[[], None]] = field(default_factory=list)
     """What came while the daemon was frozen, in order."""

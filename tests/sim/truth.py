@@ -14,6 +14,9 @@ from ckptd.daemon.node import Node
 if TYPE_CHECKING:
     from tests.sim.world import World
 
+UNNOTICED_S = 3.0
+"""For so long a collector may believe in what a lost node has reported; a seal that it announces meanwhile counts on it."""
+
 Marks = tuple[int, Version | None, Version | None]
 
 
@@ -98,6 +101,19 @@ class Truth:
         assert sorted(self.captured[version]) == list(range(table.world)), f"P1: {version} was sealed without all ranks"
         owed = {parity for host in self.world.hosts for parity in self.owed(table, host.index)}
         assert owed <= self.made, f"P1: {version} was sealed without all parities"
+        for host in self.world.hosts:
+            gone_s = self.world.now - self.world.lost_at.get(host.index, self.world.now)
+            missed = self.promises_p1 and gone_s > UNNOTICED_S and self._holds_nothing(host, table)
+            assert not missed, f"P1: {version} was sealed {gone_s:.1f} s after node {host.index} was lost with its part"
+
+    def _holds_nothing(self, host: Host, table: Table) -> bool:
+        """Whether a node has no part in a version, and not because it was damaged."""
+        owed = self.owed(table, host.index)
+        has_images = any(payload.node == host.index for payload in table.payloads)
+        if host.damaged or not (has_images or owed):
+            return False
+        held = {found.version for found in host.records.values()} | {parity.version for parity in host.parities}
+        return table.version not in held
 
     def _monotonic(self, node: Node) -> None:
         """Epoch, sealed and persisted never go back within one run of a daemon."""

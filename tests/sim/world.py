@@ -11,7 +11,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from random import Random
@@ -29,6 +29,7 @@ from ckptd.ckpt.model import Table, Version
 from ckptd.ckpt.recovery import Stored, group_of, holders, is_complete, survey, surviving
 from ckptd.daemon import events as ev
 from ckptd.daemon.node import Node
+from ckptd.daemon.places import Places
 
 TICK_S = 0.2
 TIMING = Timing(report_every_s=0.25, lost_after_s=1.0, settle_s=3.0)
@@ -61,6 +62,8 @@ class World:
         self.config = cache(self._config)
         self.groups = self.config(0).groups
         self.hosts = [Host(index) for index in range(nodes)]
+        self.ghosts: list[Host] = []
+        self.lost_at: dict[int, float] = {}
         self.cuts: set[tuple[int, int]] = set()
         self.storage = Storage()
         self.truth = Truth(self)
@@ -133,7 +136,7 @@ class World:
         for index in nodes or range(len(self.hosts)):
             host = self.hosts[index]
             host.boots += 1
-            host.node = Node(self.config(index), f"{index}.{host.boots}")
+            host.node, host.places = Node(self.config(index), f"{index}.{host.boots}"), Places()
             self.note(index, "daemon starts", boot=host.node.boot)
             self.work(host, self.hands.scan(host))
             self._tick(host, host.node)
@@ -162,10 +165,27 @@ class World:
     def lose(self, index: int) -> None:
         """The node dies with everything in its memory; the next machine in its place has another clock."""
         self.note(index, "node lost")
+        self.lost_at[index] = self.now
         boots, self.hosts[index].node = self.hosts[index].boots, None
         self.hosts[index] = Host(index, boots=boots, clock=(self.rng.uniform(0.0, 1e5), self.hosts[index].clock[1]))
         self.storage.lose(index, self.rng)
         self.truth.changed = True
+
+    def displace(self, index: int, seconds: float) -> None:
+        """The node is given up although its machine still runs, for so long: its daemon can send, but nothing reaches it."""
+        old = self.hosts[index].node
+        ghost = replace(self.hosts[index])  # what it was just doing ends here
+        self.lose(index)
+        self.ghosts.append(ghost)
+        if old is not None:
+            self._tick(ghost, old)
+        self.at(seconds, self.exorcise)
+
+    def exorcise(self) -> None:
+        """The machines that were given up end."""
+        for ghost in self.ghosts:
+            ghost.node = None
+        self.ghosts.clear()
 
     def daemon(self, index: int) -> Node:
         node = self.hosts[index].node
@@ -192,7 +212,8 @@ class World:
             if host.node is not node:
                 break
             self.hands.perform(host, effect)
-        self.truth.look(host, node)
+        if host not in self.ghosts:
+            self.truth.look(host, node)
 
     def ask(self, host: Host, question: Callable[[int], ev.Event], then: Callable[[Any], None]) -> None:
         ticket = next(self._tickets)
