@@ -44,6 +44,9 @@ class Config:
     storage: Path | None = None
     """Where persisted steps go; None keeps everything in memory."""
     persist_every: int = 0
+    keep_last: int = 0
+    """Persisted steps to keep; 0: all. Also kept are those of a multiple of `keep_every`, if that is set."""
+    keep_every: int = 0
     """Persist the first sealed step at or after every multiple of this; 0 never."""
     slots: int = 3
     """Slots of each rank. Two suffice; three let capture and protection overlap."""
@@ -84,6 +87,11 @@ class Config:
             raise UsageError(f"slots {self.slots}: expected 2 or more; one would overwrite the only copy")
         if self.persist_every < 0 or self.memory_bytes < 0:
             raise UsageError("persist_every and memory_bytes: expected 0 or more")
+        if self.keep_last < 0 or self.keep_last == 1 or self.keep_every < 0:
+            raise UsageError(
+                f"keep_last {self.keep_last}, keep_every {self.keep_every}: expected 0 (keep all), or 2 or more to keep, as "
+                "a restart may be reading the one before the newest; and 0 or more"
+            )
         if self.persist_every and self.storage is None:
             raise UsageError("persist_every is set but storage is not; give a storage directory")
         if len(self.nodes) > 1 and len(self.secret) < 16:

@@ -29,6 +29,8 @@ class Settings(BaseSettings):
     segment_dir: Path | None = None
     storage: Path | None = None
     persist_every: int = 0
+    keep_last: int = 0
+    keep_every: int = 0
     slots: int = 3
     memory_bytes: int = 0
     secret_file: Path | None = None
@@ -65,6 +67,8 @@ class Settings(BaseSettings):
             segment_dir=segments.absolute(),
             storage=self.storage.absolute() if self.storage else None,
             persist_every=self.persist_every,
+            keep_last=self.keep_last,
+            keep_every=self.keep_every,
             slots=self.slots,
             memory_bytes=self.memory_bytes,
             secret=read_secret(self.secret_file) if self.secret_file else b"",

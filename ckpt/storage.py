@@ -76,6 +76,18 @@ class Storage:
             unfinished.unlink(missing_ok=True)
         disk.sync_dir(directory)
 
+    def remove(self, version: Version) -> None:
+        """Take a published version away: first its name, in one step, then its files. Raises StorageError."""
+        path, removing = self.directory / manifest.dir_name(version), self._removing(version)
+        try:
+            path.rename(removing)
+        except FileNotFoundError:
+            return  # somebody else did
+        except OSError as error:
+            raise StorageError(f"cannot remove {path}: {error.strerror}") from error
+        disk.sync_dir(self.directory)
+        shutil.rmtree(removing, ignore_errors=True)
+
     def steps(self) -> tuple[list[Step], list[str]]:
         """The published steps, newest first, and what was found wrong with directories that look like ones."""
         steps, problems = [], []
@@ -116,9 +128,12 @@ class Storage:
     def _unpublished(self, version: Version) -> Path:
         return self.directory / f".writing-{manifest.dir_name(version)}"
 
+    def _removing(self, version: Version) -> Path:
+        return self.directory / f".removing-{manifest.dir_name(version)}"
+
     def _sweep(self, version: Version) -> None:
         """Remove what earlier versions left unfinished: their nodes were lost before the last image was written."""
-        for path in self.directory.glob(".writing-step-*"):
-            found = manifest.version_of(path.name.removeprefix(".writing-"))
+        for path in [*self.directory.glob(".writing-step-*"), *self.directory.glob(".removing-step-*")]:
+            found = manifest.version_of(path.name.removeprefix(".writing-").removeprefix(".removing-"))
             if found is not None and found < version:
                 shutil.rmtree(path, ignore_errors=True)

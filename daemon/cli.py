@@ -88,6 +88,12 @@ def serve(
     persist_every: Annotated[
         int | None, typer.Option(help="Persist every so many steps (default 0: never).", show_default=False)
     ] = None,
+    keep_last: Annotated[
+        int | None, typer.Option(help="Persisted steps to keep, 2 or more (default 0: all).", show_default=False)
+    ] = None,
+    keep_every: Annotated[
+        int | None, typer.Option(help="Of the older ones keep every multiple of so many steps.", show_default=False)
+    ] = None,
     secret_file: Annotated[
         Path | None,
         typer.Option(help="A file of mode 0600 with the job's secret; needed with several nodes.", show_default=False),
@@ -112,7 +118,8 @@ def serve(
     _log(verbose)
     settings = read(
         job=job, node=node, nodes=nodes, parity=parity, run_dir=run_dir, segment_dir=segment_dir, storage=storage,
-        persist_every=persist_every, secret_file=secret_file, slots=slots, memory_bytes=memory_bytes,
+        persist_every=persist_every, keep_last=keep_last, keep_every=keep_every, secret_file=secret_file, slots=slots,
+        memory_bytes=memory_bytes,
     )  # fmt: skip
     run(settings.config(), clean_exit=clean_exit)
 

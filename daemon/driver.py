@@ -64,6 +64,7 @@ class Driver:
             ev.Rebuild: lambda effect: self._start(ev.Rebuild, self._rebuild, effect),
             ev.Write: lambda effect: self._start(ev.Write, self._jobs.write, effect),
             ev.Publish: lambda effect: self._start(ev.Write, self._jobs.publish, effect),
+            ev.Remove: lambda effect: self._start(ev.Write, self._jobs.remove, effect),
         }
 
     # ---- from any thread ----------------------------------------------------------------------------

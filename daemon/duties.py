@@ -9,6 +9,7 @@ from ckptd.ckpt.config import Config
 from ckptd.ckpt.inventory import Held, Ledger, Parity, Part
 from ckptd.ckpt.model import Image, Table, Version
 from ckptd.ckpt.recovery import forsaken, group_of, plan, sources_for, survey
+from ckptd.ckpt.retention import excess
 from ckptd.daemon import events as ev
 from ckptd.daemon.catalog import Catalog, Filling, Free, Holding
 from ckptd.daemon.work import Work
@@ -203,7 +204,16 @@ class Duties:
         self._publishing.end(now, failed=bool(event.reason))
         if event.reason:
             return [_failure("publish_failed", event.version, event.reason)]
-        return [ev.Note("persisted", (("epoch", event.version.epoch), ("step", event.version.step)))]
+        note = ev.Note("persisted", (("epoch", event.version.epoch), ("step", event.version.step)))
+        # What is newer than this one was not seen when it was chosen, and is not judged now.
+        known = (version for version in event.stored if version <= event.version)
+        return [note, *map(ev.Remove, excess(known, self._config.keep_last, self._config.keep_every))]
+
+    def removed(self, event: ev.Removed) -> list[ev.Effect]:
+        """A version in excess is gone; one that could not be removed is found again after the next one is persisted."""
+        if event.reason:
+            return [_failure("remove_failed", event.version, event.reason)]
+        return [ev.Note("removed", (("epoch", event.version.epoch), ("step", event.version.step)))]
 
     def parity_damaged(self, parity: Parity) -> list[ev.Effect]:
         """Its bytes no longer match: it is lost, and made anew by `work` if it is still wanted."""

@@ -180,7 +180,16 @@ class Written:
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """The manifest of a version is on storage: it is persisted (`reason` says why not)."""
+    """The manifest of a version is on storage: it is persisted (`reason` says why not). `stored` is all that is there."""
+
+    version: Version
+    reason: str = ""
+    stored: tuple[Version, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """A persisted version is gone from storage (`reason` says why not)."""
 
     version: Version
     reason: str = ""
@@ -202,6 +211,7 @@ class ParityDamaged:
 Event = (
     Scanned | Tick | ReportCame | LedgerCame | AttachAsked | RankGone | DecideAsked | JoinAsked | BeginAsked
     | CommitAsked | AbortAsked | SlotFailed | Recorded | RebuildAsked | ParityMade | Rebuilt | Written | Published
+    | Removed
     | Damaged | ParityDamaged
 )  # fmt: skip
 
@@ -301,6 +311,13 @@ class Publish:
 
 
 @dataclass(frozen=True, slots=True)
+class Remove:
+    """Remove a persisted version that need not be kept any more; come back with `Removed`."""
+
+    version: Version
+
+
+@dataclass(frozen=True, slots=True)
 class Remember:
     """Keep these numbers over a restart of the daemon."""
 
@@ -317,7 +334,7 @@ class Note:
 
 
 Effect = (
-    Answer | Send | DropRecord | Retire | MakeSlot | Record | MakeParity | DropParity | Rebuild | Write | Publish
+    Answer | Send | DropRecord | Retire | MakeSlot | Record | MakeParity | DropParity | Rebuild | Write | Publish | Remove
     | Remember | Note
 )  # fmt: skip
 

@@ -96,7 +96,16 @@ class Jobs:
             self._storage.publish(effect.table.version, images)
         except (CkptdError, OSError) as error:
             return ev.Published(effect.table.version, str(error))
-        return ev.Published(effect.table.version)
+        stored = tuple(step.manifest.version for step in self.stored())
+        return ev.Published(effect.table.version, stored=stored)
+
+    def remove(self, effect: ev.Remove) -> ev.Removed:
+        assert self._storage is not None, "removing without a storage root"
+        try:
+            self._storage.remove(effect.version)
+        except CkptdError as error:
+            return ev.Removed(effect.version, str(error))
+        return ev.Removed(effect.version)
 
     def stored(self) -> list[Step]:
         """The published steps on storage, newest first."""

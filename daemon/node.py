@@ -68,6 +68,7 @@ class Node:
             ev.Rebuilt: self._on_rebuilt,
             ev.Written: self._on_written,
             ev.Published: self._on_published,
+            ev.Removed: lambda event, _now: self.duties.removed(event),
             ev.Damaged: self._on_damaged,
             ev.ParityDamaged: self._on_parity_damaged,
         }

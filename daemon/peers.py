@@ -84,6 +84,12 @@ class PeerServer:
         job, secret = self._config.job, self._config.secret
         if request.job != job:
             context.abort(grpc.StatusCode.PERMISSION_DENIED, f"this daemon serves job {job!r}, not {request.job!r}")
+        if tuple(request.shape) != (ours := _shape(self._config)):
+            theirs = _told(tuple(request.shape))
+            context.abort(
+                grpc.StatusCode.PERMISSION_DENIED,
+                f"node {request.node} was started with {theirs}, this daemon with {_told(ours)}; give all the same",
+            )
         if len(request.nonce) != auth.NONCE_BYTES:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, "a challenge has 32 bytes")
         mine, session = auth.nonce(), secrets.token_hex(16)
@@ -116,6 +122,15 @@ class PeerServer:
             if int(counter) <= session.counter:
                 raise AccessError("a letter was repeated")
             session.counter = int(counter)
+
+
+def _shape(config: Config) -> tuple[int, int, int]:
+    return len(config.nodes), config.parity, config.group_size
+
+
+def _told(shape: tuple[int, ...]) -> str:
+    names = ("nodes", "parity", "group_size")
+    return ", ".join(f"{name} {value}" for name, value in zip(names, shape, strict=False)) or "no shape"
 
 
 # ---- outgoing -----------------------------------------------------------------------------------
@@ -227,7 +242,8 @@ class _Mailbox:
 
     def _introduce(self) -> tuple[str, _Session]:
         job, secret, mine = self._config.job, self._config.secret, auth.nonce()
-        reply = self._challenge(pb.ChallengeRequest(job=job, nonce=mine, node=self._config.node), timeout=_CALL_S)
+        request = pb.ChallengeRequest(job=job, nonce=mine, node=self._config.node, shape=_shape(self._config))
+        reply = self._challenge(request, timeout=_CALL_S)
         if not auth.same(reply.proof, auth.proof(secret, "server", job, mine, reply.nonce, reply.boot.encode())):
             raise AccessError(f"node {self._node} knows another secret; give every node the same --secret-file")
         self._places.answered(self._node, reply.boot)

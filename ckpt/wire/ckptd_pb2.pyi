@@ -161,14 +161,16 @@ class Letter(_message.Message):
     def __init__(self, report: _Optional[_Union[Report, _Mapping]] = ..., ledger: _Optional[_Union[Ledger, _Mapping]] = ...) -> None: ...
 
 class ChallengeRequest(_message.Message):
-    __slots__ = ("job", "nonce", "node")
+    __slots__ = ("job", "nonce", "node", "shape")
     JOB_FIELD_NUMBER: _ClassVar[int]
     NONCE_FIELD_NUMBER: _ClassVar[int]
     NODE_FIELD_NUMBER: _ClassVar[int]
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
     job: str
     nonce: bytes
     node: int
-    def __init__(self, job: _Optional[str] = ..., nonce: _Optional[bytes] = ..., node: _Optional[int] = ...) -> None: ...
+    shape: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, job: _Optional[str] = ..., nonce: _Optional[bytes] = ..., node: _Optional[int] = ..., shape: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class ChallengeReply(_message.Message):
     __slots__ = ("session", "nonce", "proof", "boot")

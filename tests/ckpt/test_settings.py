@@ -41,7 +41,7 @@ def test_every_field_reaches_the_configuration(monkeypatch: pytest.MonkeyPatch, 
     values = {
         "JOB": "j", "NODE": "1", "NODES": "127.0.0.1:7, 127.0.0.2:8,", "PARITY": "0", "GROUP_SIZE": "4", "RUN_DIR": "r",
         "SEGMENT_DIR": "s", "STORAGE": "p", "PERSIST_EVERY": "5", "SLOTS": "2", "MEMORY_BYTES": "1000",
-        "SECRET_FILE": "secret", "NICE": "3",
+        "SECRET_FILE": "secret", "NICE": "3", "KEEP_LAST": "4", "KEEP_EVERY": "100",
     }  # fmt: skip
     assert {name.lower() for name in values} == set(settings.Settings.model_fields)
     for name, value in values.items():
@@ -51,6 +51,7 @@ def test_every_field_reaches_the_configuration(monkeypatch: pytest.MonkeyPatch, 
     assert (config.job, config.node, config.parity, config.group_size) == ("j", 1, 0, 4)
     assert (config.run_dir, config.segment_dir, config.storage) == (tmp_path / "r", tmp_path / "s", tmp_path / "p")
     assert (config.persist_every, config.slots, config.memory_bytes, config.nice) == (5, 2, 1000, 3)
+    assert (config.keep_last, config.keep_every) == (4, 100)
     assert config.secret == b"ab" * 16
     assert "ab" * 16 not in repr(config)
 

@@ -138,6 +138,7 @@ def test_unfinished_older_steps_are_swept(storage: Storage) -> None:
         (storage.directory / name).mkdir()
     for version in (Version(1, 99), Version(2, 11)):
         write(storage, version)
+    (storage.directory / f".removing-{manifest.dir_name(Version(1, 5))}").mkdir()
     persist(storage, V12)
     assert sorted(path.name for path in storage.directory.iterdir()) == sorted([*keep, manifest.dir_name(V12)])
 

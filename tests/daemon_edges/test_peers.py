@@ -27,6 +27,7 @@ from ckptd.ckpt.wire.translate import letter_out
 from ckptd.daemon.peers import Peers, PeerServer
 
 SECRET = b"s" * 32
+SHAPE = (2, 1, 8)
 
 
 class Post:
@@ -172,7 +173,7 @@ class Stranger:
     def session(self) -> tuple[str, bytes]:
         """A session, made as a daemon makes it."""
         mine = auth.nonce()
-        reply = self.introduce(pb.ChallengeRequest(job="j", nonce=mine, node=0), timeout=20.0)
+        reply = self.introduce(pb.ChallengeRequest(job="j", shape=SHAPE, nonce=mine, node=0), timeout=20.0)
         return reply.session, auth.proof(SECRET, "session", "j", mine, reply.nonce)
 
     def deliver(self, body: bytes, name: str, key: bytes, counter: str, tag: bytes | None = None) -> None:
@@ -251,7 +252,7 @@ def test_a_challenge_is_checked(stranger: Stranger) -> None:
     """Another job or a challenge of another length begins no session."""
     challenge = pb.ChallengeRequest(job="other", nonce=bytes(32))
     assert "serves job 'j'" in refused(stranger.introduce, challenge)
-    assert "32 bytes" in refused(stranger.introduce, pb.ChallengeRequest(job="j", nonce=b"short"))
+    assert "32 bytes" in refused(stranger.introduce, pb.ChallengeRequest(job="j", shape=SHAPE, nonce=b"short"))
 
 
 @pytest.mark.usefixtures("server")
@@ -293,6 +294,21 @@ def test_only_the_daemon_at_its_address_counts(
         assert {letter.boot for letter in post.letters[1:]} == {"second"}
     finally:
         second.close()
+
+
+def test_another_shape_is_refused_and_logged(
+    server: PeerServer,
+    configs: list[Config],
+    opened: Callable[[Config], Peers],
+    caplog: pytest.LogCaptureFixture,
+    post: Post,
+) -> None:
+    """Nodes that were started with different parity would place it differently: they say so, and don't talk."""
+    with caplog.at_level(logging.INFO):
+        opened(replace(configs[0], parity=0)).send(1, report(1))
+        until(lambda: "node 0 was started with nodes 2, parity 0, group_size 8" in caplog.text, "the complaint")
+    assert "this daemon with nodes 2, parity 1, group_size 8; give all the same" in caplog.text
+    assert not post.letters
 
 
 def test_nobody_else_is_this_node(

@@ -46,12 +46,29 @@ def test_persisted_and_restored(nodes: NodesHere) -> None:
     assert write(nodes, table) == [ev.Written(V, payload.images) for payload in table.payloads]
     assert nodes[0].jobs.stored() == []
     for _ in range(2):
-        assert nodes[0].jobs.publish(ev.Publish(table)) == ev.Published(V)
+        assert nodes[0].jobs.publish(ev.Publish(table)) == ev.Published(V, stored=(V,))
     assert [step.stored.version for step in nodes[1].jobs.stored()] == [V]
     forget(nodes)
     found = nodes[1].jobs.gather(nodes.ledger(), V)
     assert [item.source for item in found] == ["storage", "storage"]
     assert [item.path.read_bytes() for item in found] == [bytes_of(V, rank, size) for rank, size in enumerate(SIZES)]
+
+
+def test_what_need_not_be_kept_is_removed(nodes: NodesHere, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The step is offered no more, and nothing of it is left; a storage that fails is a reason; twice is harmless."""
+    table = nodes.capture(V, SIZES)
+    write(nodes, table)
+    nodes[0].jobs.publish(ev.Publish(table))
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", lambda *_: (_ for _ in ()).throw(OSError(errno.EROFS, os.strerror(errno.EROFS))))
+        assert "Read-only file system" in nodes[1].jobs.remove(ev.Remove(V)).reason
+    assert len(nodes[1].jobs.stored()) == 1
+    for _ in range(2):
+        assert nodes[1].jobs.remove(ev.Remove(V)) == ev.Removed(V)
+    assert nodes[0].jobs.stored() == []
+    storage = nodes[0].jobs._storage
+    assert storage is not None
+    assert not list(storage.directory.iterdir())
 
 
 def test_a_node_that_lives_does_not_hinder_storage(nodes: NodesHere) -> None:

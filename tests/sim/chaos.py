@@ -80,6 +80,9 @@ class Chaos:
         ]
         live = [host for host in world.hosts if host.node]
         found += [f"node {h.index} runs a job" for h in live if h.node and (h.node.duties.rebuilding)]
+        keep, stored = self.scenario.options.keep_last, sorted(world.manifests)
+        if keep and len(stored) > keep + 1:  # one may be in the making, or have failed to go
+            found.append(f"storage keeps {len(stored)} versions, {keep} are wanted: {stored}")
         views = {host.node.sealed for host in live if host.node}
         if len(views) > 1:
             found.append(f"the nodes disagree about what is sealed: {views}")
@@ -117,6 +120,7 @@ def _world(scenario: Scenario) -> World:
         group_size=options.group_size,
         slots=options.slots,
         persist_every=options.persist_every,
+        keep_last=options.keep_last,
     )
     world.net = Net((0.0005, options.delay_s), loss=options.loss, repeat=options.repeat, late=options.late)
     for host in world.hosts:

@@ -51,6 +51,7 @@ class Hands:
             ev.Rebuild: self._rebuild,
             ev.Write: self._write,
             ev.Publish: self._publish,
+            ev.Remove: self._remove,
         }
 
     def perform(self, host: Host, effect: ev.Effect) -> None:
@@ -222,4 +223,12 @@ class Hands:
         yield
         if not storage.sync_root(version):
             return ev.Published(version, "storage failed")
-        return ev.Published(version)
+        return ev.Published(version, stored=tuple(storage.names))
+
+    def _remove(self, host: Host, effect: ev.Remove) -> Steps:
+        yield
+        if not self.world.storage.works or host in self.world.ghosts:
+            return ev.Removed(effect.version, "storage failed")
+        self.world.storage.remove(effect.version)
+        self.world.truth.changed = True
+        return ev.Removed(effect.version)

@@ -46,6 +46,7 @@ class Options:
     group_size: int
     slots: int
     persist_every: int
+    keep_last: int
     ranks: int
     sizes: tuple[int, ...]
     step_s: float
@@ -110,6 +111,7 @@ def _options(rng: Random) -> Options:
         group_size=rng.choice((max(3, parity + 1), max(4, parity + 2), 8)),
         slots=rng.choice((2, 3, 3, 4)),
         persist_every=rng.choice((0, 1, 3, 10)),
+        keep_last=rng.choice((0, 0, 2, 3)),
         ranks=ranks,
         sizes=tuple(rng.choice((3, 40, 64, 100, 200)) for _ in range(ranks)),
         step_s=rng.choice((0.05, 0.2, 0.4)),

@@ -93,6 +93,12 @@ class Storage:
             self.names[version].synced = True
         return self.works
 
+    def remove(self, version: Version) -> None:
+        """Take a version away, name and files."""
+        self.names.pop(version, None)
+        for key in [key for key in self.files if key[0] == version]:
+            del self.files[key]
+
     def lose(self, node: int, rng: Random) -> None:
         """A node stops: each thing that it has not synced is there, gone, or torn."""
         for gone in [key for key in self.temporary if key[1] == node]:
