@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ckptd.ckpt.domain import check_domain
 from ckptd.ckpt.errors import UsageError
 from ckptd.ckpt.groups import Group, groups_of
 from ckptd.ckpt.model import check_job_name
@@ -37,6 +38,8 @@ class Config:
     """How many nodes of a protection group may be lost (m). Costs m/k of the payload in memory, m of it in traffic."""
     group_size: int = 8
     """The most nodes in one protection group (k + m)."""
+    domain: str = ""
+    """What this node fails together with, such as a rack: nodes of the same name are spread over the groups. '': unknown."""
     run_dir: Path
     """Socket, event record and lock: mode 0700."""
     segment_dir: Path
@@ -75,14 +78,9 @@ class Config:
         for address in self.nodes:
             if split_address(address)[1] == 0 and len(self.nodes) > 1:
                 raise UsageError(f"node address {address}: port 0 is for a single node; the others must know the port")
-        if self.parity < 0 or self.group_size < 1 or self.group_size > 256:
-            raise UsageError(
-                f"parity {self.parity}, group size {self.group_size}: expected parity >= 0 and size 1 to 256"
-            )
-        if len(self.nodes) > 1 and self.parity >= self.group_size:
-            raise UsageError(
-                f"parity {self.parity} needs groups larger than {self.group_size} nodes; lower one or raise the other"
-            )
+        check_protection(len(self.nodes), self.parity, self.group_size)
+        if self.domain:
+            check_domain(self.domain, "domain")
         if self.slots < 2:
             raise UsageError(f"slots {self.slots}: expected 2 or more; one would overwrite the only copy")
         if self.persist_every < 0 or self.memory_bytes < 0:
@@ -103,6 +101,14 @@ class Config:
         if len(str(self.run_dir / "ckptd.sock").encode(errors="surrogateescape")) > 100:
             raise UsageError(f"run directory {self.run_dir}: a socket path holds 107 bytes; choose a shorter directory")
         return self
+
+
+def check_protection(nodes: int, parity: int, group_size: int) -> None:
+    """Raise UsageError unless so many nodes can form such groups."""
+    if parity < 0 or group_size < 1 or group_size > 256:
+        raise UsageError(f"parity {parity}, group size {group_size}: expected parity >= 0 and size 1 to 256")
+    if nodes > 1 and parity >= group_size:
+        raise UsageError(f"parity {parity} needs groups larger than {group_size} nodes; lower one or raise the other")
 
 
 def split_address(address: str) -> tuple[str, int]:

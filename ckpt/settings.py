@@ -12,7 +12,12 @@ from pydantic import ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from ckptd.ckpt.config import Config
+from ckptd.ckpt.domain import Found, domain_from
 from ckptd.ckpt.errors import AccessError, UsageError
+
+POD_LABELS = Path("/etc/podinfo/labels")
+"""Where Kubernetes' examples have the downward API write a pod's labels."""
+POD_LABELS_MAX = 1 << 18
 
 
 class Settings(BaseSettings):
@@ -25,6 +30,8 @@ class Settings(BaseSettings):
     nodes: str = ""
     parity: int = 1
     group_size: int = 8
+    domain: str = ""
+    domain_label: str = ""
     run_dir: Path | None = None
     segment_dir: Path | None = None
     storage: Path | None = None
@@ -51,6 +58,11 @@ class Settings(BaseSettings):
         """The run directory: as set, else below the user's runtime directory, one for each job."""
         return (self.run_dir or runtime_root() / self.job).absolute()
 
+    def found_domain(self) -> Found:
+        """The failure domain that this node stands in, and who says so. Raises UsageError."""
+        labels = None if self.domain else read_labels(POD_LABELS)
+        return domain_from(os.environ, labels, setting=self.domain, label=self.domain_label)
+
     def config(self) -> Config:
         """The daemon's configuration. Raises UsageError or AccessError."""
         run_dir = self.where()
@@ -63,6 +75,7 @@ class Settings(BaseSettings):
             nodes=nodes,
             parity=self.parity,
             group_size=self.group_size,
+            domain=self.found_domain().domain,
             run_dir=run_dir,
             segment_dir=segments.absolute(),
             storage=self.storage.absolute() if self.storage else None,
@@ -92,6 +105,20 @@ def runtime_root() -> Path:
     """Where run directories live by default: $XDG_RUNTIME_DIR/ckptd, else a folder of this user below /tmp."""
     base = os.environ.get("XDG_RUNTIME_DIR")
     return Path(base) / "ckptd" if base else Path(tempfile.gettempdir()) / f"ckptd-{os.getuid()}"
+
+
+def read_labels(path: Path) -> str | None:
+    """The pod's labels as the downward API wrote them; None when there is no such file. Raises UsageError."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(POD_LABELS_MAX + 1)
+        if len(content) > POD_LABELS_MAX:
+            raise ValueError(f"more than {POD_LABELS_MAX} bytes")
+        return content.decode()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (ValueError, OSError) as error:
+        raise UsageError(f"pod labels {path}: {error}; expected a readable text, mount it anew or remove it") from error
 
 
 def read_secret(path: Path) -> bytes:

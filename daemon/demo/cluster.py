@@ -45,6 +45,7 @@ def environment(layout: Layout) -> dict[str, str]:
         kept.pop(name, None)
     return kept | {
         MARK: layout.name,
+        "CKPTD_DOMAIN": "none",  # what Slurm or Kubernetes says of this machine would put all nodes into one domain
         "GLOO_SOCKET_IFNAME": "lo",  # the host's name may resolve to an interface that is not there
         "OMP_NUM_THREADS": "1",
         "PYTHONUNBUFFERED": "1",

@@ -19,7 +19,11 @@ PAIR = replace(SINGLE, nodes=("a:1", "b:1"), secret=b"s" * 16)
 
 def test_good_ones_are_returned() -> None:
     """A valid configuration is returned as it is."""
-    for good in (SINGLE, PAIR, replace(PAIR, node=1, storage=Path("/p"), persist_every=3, parity=0, slots=2)):
+    for good in (
+        SINGLE,
+        PAIR,
+        replace(PAIR, node=1, storage=Path("/p"), persist_every=3, parity=0, slots=2, domain="rack-7"),
+    ):
         assert good.validate() is good
 
 
@@ -32,6 +36,7 @@ def test_good_ones_are_returned() -> None:
         (SINGLE, {"node": 1}, "node 1: expected 0 to 0"),
         (SINGLE, {"node": -1}, "node -1"),
         (SINGLE, {"nodes": ()}, "node 0"),
+        (SINGLE, {"domain": "rack 7"}, "domain: found 'rack 7', expected"),
         (SINGLE, {"slots": 1}, "would overwrite the only copy"),
         (SINGLE, {"parity": -1}, "parity -1"),
         (SINGLE, {"group_size": 0}, "group size 0"),

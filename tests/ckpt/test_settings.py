@@ -15,10 +15,11 @@ from ckptd.ckpt.settings import read, read_secret, runtime_root
 
 @pytest.fixture(autouse=True)
 def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No CKPTD_* variable, and a working directory of the test's own."""
+    """No CKPTD_* or SLURM_* variable, no pod, and a working directory of the test's own."""
     for name in list(os.environ):
-        if name.startswith("CKPTD_"):
+        if name.startswith(("CKPTD_", "SLURM")):
             monkeypatch.delenv(name)
+    monkeypatch.setattr(settings, "POD_LABELS", tmp_path / "podinfo" / "labels")
     monkeypatch.chdir(tmp_path)
 
 
@@ -41,7 +42,8 @@ def test_every_field_reaches_the_configuration(monkeypatch: pytest.MonkeyPatch, 
     values = {
         "JOB": "j", "NODE": "1", "NODES": "127.0.0.1:7, 127.0.0.2:8,", "PARITY": "0", "GROUP_SIZE": "4", "RUN_DIR": "r",
         "SEGMENT_DIR": "s", "STORAGE": "p", "PERSIST_EVERY": "5", "SLOTS": "2", "MEMORY_BYTES": "1000",
-        "SECRET_FILE": "secret", "NICE": "3", "KEEP_LAST": "4", "KEEP_EVERY": "100",
+        "SECRET_FILE": "secret", "NICE": "3", "KEEP_LAST": "4", "KEEP_EVERY": "100", "DOMAIN": "rack-7",
+        "DOMAIN_LABEL": "rack",
     }  # fmt: skip
     assert {name.lower() for name in values} == set(settings.Settings.model_fields)
     for name, value in values.items():
@@ -52,8 +54,52 @@ def test_every_field_reaches_the_configuration(monkeypatch: pytest.MonkeyPatch, 
     assert (config.run_dir, config.segment_dir, config.storage) == (tmp_path / "r", tmp_path / "s", tmp_path / "p")
     assert (config.persist_every, config.slots, config.memory_bytes, config.nice) == (5, 2, 1000, 3)
     assert (config.keep_last, config.keep_every) == (4, 100)
+    assert config.domain == "rack-7"
     assert config.secret == b"ab" * 16
     assert "ab" * 16 not in repr(config)
+
+
+def pod(content: bytes) -> None:
+    settings.POD_LABELS.parent.mkdir()
+    settings.POD_LABELS.write_bytes(content)
+
+
+def test_the_domain_comes_from_the_surest_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Host's variable, pod labels, Slurm, ckptd.toml, CKPTD_DOMAIN, argument: each beats those before it."""
+    assert read().config().domain == ""
+    monkeypatch.setenv("CKPTD_NODE_DOMAIN", "host")
+    assert read().config().domain == "host"
+    pod(b'app="x"\ntopology.kubernetes.io/zone="zone"\nmine="label"')
+    assert read().config().domain == "zone"
+    assert read(domain_label="mine").config().domain == "label"
+    monkeypatch.setenv("SLURM_TOPOLOGY_ADDR", "root.leaf7.node12")
+    monkeypatch.setenv("SLURM_TOPOLOGY_ADDR_PATTERN", "switch.switch.node")
+    assert read().config().domain == "leaf7"
+    Path("ckptd.toml").write_text('domain = "file"\n')
+    assert read().config().domain == "file"
+    monkeypatch.setenv("CKPTD_DOMAIN", "variable")
+    assert read().config().domain == "variable"
+    assert read(domain="argument").config().domain == "argument"
+    assert read(domain="argument").found_domain().source == "setting domain"
+    assert read(domain="none").config().domain == ""
+
+
+@pytest.mark.parametrize("content", [b"\xff", b"x" * ((1 << 18) + 1), b'topology.kubernetes.io/zone="a b"'])
+def test_pod_labels_that_make_no_sense(content: bytes) -> None:
+    """Labels that are no text, too long or outside the alphabet are an error; a domain of one's own goes before them."""
+    pod(content)
+    with pytest.raises(UsageError, match="pod label"):
+        read().config()
+    assert read(domain="rack-7").config().domain == "rack-7"
+
+
+def test_pod_labels_that_cannot_be_read() -> None:
+    """A directory in the place of the labels is an error that names it; no file is none."""
+    settings.POD_LABELS.mkdir(parents=True)
+    with pytest.raises(UsageError, match=r"pod labels .*podinfo/labels: .*Is a directory"):
+        read().config()
+    settings.POD_LABELS.rmdir()
+    assert read().found_domain().source == "set `domain` where nodes can fail together"
 
 
 def test_defaults_are_enough_for_one_node(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
