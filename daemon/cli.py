@@ -24,6 +24,10 @@ from ckptd.ckpt.errors import CkptdError, UsageError
 from ckptd.ckpt.model import Version
 from ckptd.ckpt.settings import read
 from ckptd.daemon import bars, tables
+from ckptd.daemon.cli_options import AsJson, Domain, GroupSize, Job, Parity, RunDir, Slots
+from ckptd.daemon.plan_command import plan
+
+log = logging.getLogger(__name__)
 
 app = typer.Typer(
     help="Asynchronous checkpointing and in-memory fault tolerance for PyTorch training.",
@@ -33,16 +37,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 
-RunDir = Annotated[
-    Path | None,
-    typer.Option(
-        help="The run directory of the daemon (default: $CKPTD_RUN_DIR, else the job's own).", show_default=False
-    ),
-]
-Job = Annotated[
-    str | None, typer.Option(help="The training job (default: $CKPTD_JOB, else 'default').", show_default=False)
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of a table for people.")]
+app.command("plan")(plan)
 
 
 def _show_version(wanted: bool) -> None:
@@ -71,9 +66,9 @@ def serve(
             show_default=False,
         ),
     ] = None,
-    parity: Annotated[
-        int | None, typer.Option(help="How many nodes of a group may be lost (default 1).", show_default=False)
-    ] = None,
+    parity: Parity = None,
+    group_size: GroupSize = None,
+    domain: Domain = None,
     run_dir: RunDir = None,
     segment_dir: Annotated[
         Path | None,
@@ -98,9 +93,7 @@ def serve(
         Path | None,
         typer.Option(help="A file of mode 0600 with the job's secret; needed with several nodes.", show_default=False),
     ] = None,
-    slots: Annotated[
-        int | None, typer.Option(help="Slots of each rank, 2 or more (default 3).", show_default=False)
-    ] = None,
+    slots: Slots = None,
     memory_bytes: Annotated[
         int | None,
         typer.Option(help="The most that snapshots may take here (default: the tmpfs).", show_default=False),
@@ -117,10 +110,12 @@ def serve(
 
     _log(verbose)
     settings = read(
-        job=job, node=node, nodes=nodes, parity=parity, run_dir=run_dir, segment_dir=segment_dir, storage=storage,
-        persist_every=persist_every, keep_last=keep_last, keep_every=keep_every, secret_file=secret_file, slots=slots,
-        memory_bytes=memory_bytes,
+        job=job, node=node, nodes=nodes, parity=parity, group_size=group_size, domain=domain, run_dir=run_dir,
+        segment_dir=segment_dir, storage=storage, persist_every=persist_every, keep_last=keep_last,
+        keep_every=keep_every, secret_file=secret_file, slots=slots, memory_bytes=memory_bytes,
     )  # fmt: skip
+    found = settings.found_domain()
+    log.info("failure domain: %s (%s)", found.domain or "unknown", found.source)
     run(settings.config(), clean_exit=clean_exit)
 
 

@@ -92,6 +92,24 @@ def rebuilt(content: dict[str, Any]) -> RenderableType:
     return Text(f"node {content['node']} still lacks {missing}; `ckptd list` says what can be restored", style="red")
 
 
+def plan(content: dict[str, Any]) -> RenderableType:
+    title = f"{content['nodes']} nodes, parity {content['parity']}, groups of at most {content['group_size']}"
+    table = _table(title, "group", "nodes in order", "k+m", "domains", "memory of a node", "in and out per snapshot")
+    for row in content["groups"]:
+        if content["payload"] is None:
+            costs = (f"{row['memory_ratio']:.2f} x payload", f"{row['network_ratio']} x payload each")
+        else:
+            costs = (decimal(row["memory_bytes"]), f"{decimal(row['network_bytes'])} each")
+        where = ", ".join(f"{name}: {len(nodes)}" for name, nodes in row["domains"].items()) or "-"
+        nodes = ",".join(map(str, row["nodes"]))
+        kind = f"{row['k']}+{row['m']}{' mirror' if row['k'] == row['m'] == 1 else ''}"
+        _row(table, row["group"], nodes, kind, where, *costs, style="" if row["m"] else "red")
+    style = "" if content["ok"] else "red"
+    slots = f"memory: {content['slots']} slots, and the parity twice while a step is sealed"
+    tolerated = f"losses tolerated in every group: {content['losses_tolerated']}"
+    return Group(table, Text(slots), Text(tolerated), *(Text(line, style=style) for line in content["verdict"]))
+
+
 def exported(content: dict[str, Any]) -> RenderableType:
     return Text(
         f"step {content['step']} as {content['format']}: {', '.join(content['files'])} in {content['directory']}"

@@ -23,7 +23,7 @@ from ckptd.ckpt.model import Version
 from ckptd.daemon import cli
 
 SIZE = 300_000
-COMMANDS = ("serve", "status", "list", "verify", "recover", "export", "demo")
+COMMANDS = ("serve", "status", "list", "verify", "recover", "export", "demo", "plan")
 Run = Callable[..., tuple[int, str, str]]
 
 
@@ -31,7 +31,7 @@ Run = Callable[..., tuple[int, str, str]]
 def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No settings of whoever runs the tests."""
     for name in list(os.environ):
-        if name.startswith("CKPTD_"):
+        if name.startswith(("CKPTD_", "SLURM")):
             monkeypatch.delenv(name)
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "xdg"))
     monkeypatch.setenv("COLUMNS", "200")
@@ -127,6 +127,19 @@ def test_version(run: Run) -> None:
         ("serve", "--node", "one"),
         ("serve", "--node", "3"),
         ("serve", "--slots", "1"),
+        ("serve", "--group-size", "0"),
+        ("serve", "--domain", "rack 7"),
+        ("plan", "--nodes", "0"),
+        ("plan", "--nodes", "100001"),
+        ("plan", "--nodes", "4", "--domains", "a,b"),
+        ("plan", "--domains", "a b"),
+        ("plan", "--nodes", "4", "--parity", "-1"),
+        ("plan", "--nodes", "4", "--parity", "8"),
+        ("plan", "--group-size", "257"),
+        ("plan", "--slots", "1"),
+        ("plan", "--payload", "much"),
+        ("plan", "--payload", "0"),
+        ("plan", "--payload", "100TiB"),
         ("serve", "--job", "../x"),
         ("serve", "--persist-every", "5"),
         ("serve", "--nodes", "a:1,b:1"),
@@ -170,6 +183,37 @@ def test_problems_of_a_start_are_one_line(run: Run, config: Config, tmp_path: Pa
         code, _, err = run("serve", *options)
         assert (code, len(err.splitlines())) == (1, 1), err
         assert message in err
+
+
+def test_plan(run: Run) -> None:
+    """Without a daemon: the groups with their cost; 0 where the rule is kept, 1 where a domain breaks it, by name."""
+    code, out, err = run("plan", "--domains", "a,a,b,b,leaf[1,4-6],", "--payload", "20GB")
+    assert (code, err) == (0, "")
+    for word in (
+        "6 nodes, parity 1",
+        "2+1",
+        "leaf[1,4-6]: 1",
+        "80.0 GB",
+        "20.0 GB each",
+        "proved: no domain holds more",
+    ):
+        assert word in out
+    code, out, _ = run("plan", "--domains", "a,a,a,b")
+    assert code == 1
+    assert "BROKEN: group 0: nodes 0, 1 and 2 stand in a and only 1 loss is tolerated; move 2 of them" in out
+    code, out, _ = run("plan", "--domains", "a,a,a,b", "--json")
+    plan = json.loads(out)
+    assert (code, plan["ok"], plan["breaches"][0]["nodes"]) == (1, False, [0, 1, 2])
+
+
+def test_plan_of_the_configured_nodes(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What isn't said comes from the settings; one node alone is shown loudly, and is no error."""
+    code, out, _ = run("plan")
+    assert (code, "NO PARITY: a single node's snapshots survive" in out) == (0, True)
+    monkeypatch.setenv("CKPTD_NODES", "a:1, b:1")
+    monkeypatch.setenv("CKPTD_SLOTS", "2")
+    code, out, _ = run("plan")
+    assert (code, "2 nodes, parity 1" in out, "1+1 mirror" in out, "4.00 x payload" in out) == (0, True, True, True)
 
 
 # ---- what it shows ------------------------------------------------------------------------------------------

@@ -1,0 +1,33 @@
+"""Options that several commands share, with the same words for the same thing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+RunDir = Annotated[
+    Path | None,
+    typer.Option(
+        help="The run directory of the daemon (default: $CKPTD_RUN_DIR, else the job's own).", show_default=False
+    ),
+]
+Job = Annotated[
+    str | None, typer.Option(help="The training job (default: $CKPTD_JOB, else 'default').", show_default=False)
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of a table for people.")]
+Parity = Annotated[
+    int | None, typer.Option(help="How many nodes of a group may be lost (default 1).", show_default=False)
+]
+GroupSize = Annotated[
+    int | None, typer.Option(help="The most nodes of a protection group (default 8).", show_default=False)
+]
+Slots = Annotated[int | None, typer.Option(help="Slots of each rank, 2 or more (default 3).", show_default=False)]
+Domain = Annotated[
+    str | None,
+    typer.Option(
+        help="What this node fails together with, such as a rack (default: what Slurm or Kubernetes says; 'none': alone).",
+        show_default=False,
+    ),
+]
