@@ -101,7 +101,7 @@ def plan(content: dict[str, Any]) -> RenderableType:
         else:
             costs = (decimal(row["memory_bytes"]), f"{decimal(row['network_bytes'])} each")
         where = ", ".join(f"{name}: {len(nodes)}" for name, nodes in row["domains"].items()) or "-"
-        nodes = ",".join(map(str, row["nodes"]))
+        nodes = ", ".join(map(str, row["nodes"]))
         kind = f"{row['k']}+{row['m']}{' mirror' if row['k'] == row['m'] == 1 else ''}"
         _row(table, row["group"], nodes, kind, where, *costs, style="" if row["m"] else "red")
     style = "" if content["ok"] else "red"
