@@ -53,6 +53,8 @@ class Captures:
     """The newest version that it asked a slot for, whether it got one or not."""
     unfinished: tuple[Version, ...] = ()
     """What is being captured now."""
+    epoch: int = 0
+    """The life that it has joined; 0 before."""
 
     def has_passed(self, version: Version) -> bool:
         """Whether the rank will not capture this version any more, so that it is held by now or never."""
@@ -106,6 +108,10 @@ class Ledger:
     def report(self, node: int) -> Report | None:
         """The live report of a node, or None while it is lost."""
         return next((report for report in self.reports if report.node == node), None)
+
+    def lives(self) -> set[int]:
+        """The epochs in which trainers are attached somewhere. An epoch that was given to nobody who lives is none."""
+        return {captures.epoch for report in self.reports for captures in report.captures if captures.epoch}
 
     def table(self, version: Version) -> Table | None:
         return next((table for table in self.tables if table.version == version), None)

@@ -198,7 +198,9 @@ def _never_sealed(ledger: Ledger, table: Table, groups: Sequence[Group]) -> bool
         return isinstance(sources_for(ledger, table, groups), str)
     captured = {image.rank for payload in table.payloads for image in payload.images}
     missing = [c for report in ledger.reports for c in report.captures if c.rank not in captured]
-    return table.version.epoch < ledger.epoch or any(captures.has_passed(table.version) for captures in missing)
+    lives = ledger.lives()
+    ended = bool(lives) and table.version.epoch not in lives
+    return ended or any(captures.has_passed(table.version) for captures in missing)
 
 
 def making_way(ledger: Ledger, wanted: Version, groups: Sequence[Group]) -> set[Version]:

@@ -185,15 +185,13 @@ class Driver:
         epoch, sealed = self._segments.remembered()
         return ev.Scanned(slots, parities, epoch, sealed)
 
-    def _make_slot(self, effect: ev.MakeSlot) -> ev.Event | None:
+    def _make_slot(self, effect: ev.MakeSlot) -> ev.Event:
         try:
             path = self._segments.file_for(effect.slot, effect.size)
         except (CkptdError, OSError) as error:
-            failure = error if isinstance(error, CkptdError) else CkptdError(str(error))
-            self._answer(ev.Answer(effect.ticket, failure))
-            return ev.SlotFailed(effect.slot, str(error))
-        self._answer(ev.Answer(effect.ticket, ev.Granted(effect.slot, str(path))))
-        return None
+            problem = error if isinstance(error, CkptdError) else CkptdError(str(error))
+            return ev.SlotMade(effect.ticket, effect.slot, effect.version, problem=problem)
+        return ev.SlotMade(effect.ticket, effect.slot, effect.version, str(path))
 
     def _rebuild(self, effect: ev.Rebuild) -> ev.Event:
         started = time.monotonic()

@@ -119,11 +119,14 @@ class CommitAsked:
 
 
 @dataclass(frozen=True, slots=True)
-class SlotFailed:
-    """No file could be made for a slot that was granted; the trainer was told so already."""
+class SlotMade:
+    """The file of a slot that was granted for `version` stands at `path`, or `problem` says why there is none."""
 
+    ticket: Ticket
     slot: SlotId
-    reason: str
+    version: Version
+    path: str = ""
+    problem: CkptdError | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +213,7 @@ class ParityDamaged:
 
 Event = (
     Scanned | Tick | ReportCame | LedgerCame | AttachAsked | RankGone | DecideAsked | JoinAsked | BeginAsked
-    | CommitAsked | AbortAsked | SlotFailed | Recorded | RebuildAsked | ParityMade | Rebuilt | Written | Published
+    | CommitAsked | AbortAsked | SlotMade | Recorded | RebuildAsked | ParityMade | Rebuilt | Written | Published
     | Removed
     | Damaged | ParityDamaged
 )  # fmt: skip
@@ -255,10 +258,11 @@ class Retire:
 
 @dataclass(frozen=True, slots=True)
 class MakeSlot:
-    """Give the slot a file of `size` bytes and answer the ticket with the grant, or with the error that prevented it."""
+    """Give the slot, granted for `version`, a file of `size` bytes; come back with `SlotMade`."""
 
     ticket: Ticket
     slot: SlotId
+    version: Version
     size: int
 
 

@@ -61,7 +61,7 @@ class Node:
             ev.BeginAsked: self._on_begin,
             ev.CommitAsked: self._on_commit,
             ev.AbortAsked: self._on_abort,
-            ev.SlotFailed: self._on_slot_failed,
+            ev.SlotMade: self._on_slot_made,
             ev.Recorded: self._on_recorded,
             ev.RebuildAsked: self._on_rebuild_asked,
             ev.ParityMade: self._on_parity_made,
@@ -102,15 +102,6 @@ class Node:
             persisted=self.persisted,
             scanned=self.scanned,
         )
-
-    def level(self, version: Version) -> str:
-        """How far a version (or a newer one) has come: none, captured, sealed, persisted."""
-        if self.persisted and self.persisted >= version:
-            return "persisted"
-        if self.sealed and self.sealed >= version:
-            return "sealed"
-        captured = any(held.version >= version for _, held in self.catalog.holding())
-        return "captured" if captured else "none"
 
     def collector_index(self, now: float) -> int:
         """The lowest node that this one believes to be alive: itself, or one whose ledger it heard not long ago."""
@@ -203,9 +194,8 @@ class Node:
             self.sealed, self.epoch = sealed, max(self.epoch, ledger.epoch)
             effects += self._remember()
         self.persisted = newest(self.persisted, ledger.persisted)
-        if self.part and (
-            ledger.persist not in (None, self.part.version) or self.level(self.part.version) == "persisted"
-        ):
+        part = self.part
+        if part and (ledger.persist not in (None, part.version) or (self.persisted and self.persisted >= part.version)):
             self.part = None
         return [*effects, *self._work(now), *self._settle()]
 
@@ -220,7 +210,7 @@ class Node:
     def _on_attach(self, event: ev.AttachAsked, now: float) -> list[ev.Effect]:
         if not 0 <= event.rank < event.world:
             return [refuse(event.ticket, UsageError(f"rank {event.rank}: expected 0 to {event.world - 1}"))]
-        problem = self.ranks.refuses(event.rank, event.pid, event.epoch, self.epoch)
+        problem = self.ranks.refuses(event.rank, event.pid, event.epoch, self._newest_life())
         if problem:
             return [refuse(event.ticket, problem)]
         effects: list[ev.Effect] = []
@@ -233,6 +223,14 @@ class Node:
         size = len(self.config.nodes)
         attached = Attachment(self.config.node, size, self.config.parity if size > 1 else 0)
         return [*effects, ev.Answer(event.ticket, attached)]
+
+    def _newest_life(self) -> int:
+        """The newest epoch in which a trainer is attached anywhere: who lives in an older one has a successor.
+
+        Not the newest that was given: that may be of a life which ended before it began, on a node that is lost.
+        """
+        lives = self.ledger.lives() if self.ledger else set()
+        return max([*lives, *(trainer.epoch for _, trainer in self.ranks)], default=0)
 
     def _on_rank_gone(self, event: ev.RankGone, now: float) -> list[ev.Effect]:
         if not self.ranks.leave(event.rank, event.pid):
@@ -261,8 +259,9 @@ class Node:
     # ---- capture ------------------------------------------------------------------------------
 
     def _on_begin(self, event: ev.BeginAsked, now: float) -> list[ev.Effect]:
-        captured = max(self.catalog.versions(event.rank), default=None)
-        problem = self.ranks.begin(event.rank, event.version, epoch=self.epoch, captured=captured)
+        own = [version for version in self.catalog.versions(event.rank) if version.epoch == event.version.epoch]
+        life = self._newest_life()
+        problem = self.ranks.begin(event.rank, event.version, epoch=life, captured=max(own, default=None))
         if problem:
             return [refuse(event.ticket, problem)]
         self._discard_unfinished(event.rank)  # it may have begun another without ending that one
@@ -277,7 +276,7 @@ class Node:
             forsaken = self.sealed is None or old.version > self.sealed
             effects = [ev.DropRecord(slot_id), *(self.duties.give_up(old.version) if forsaken else [])]
         self.catalog.act(slot_id, "grant", Filling(event.version))
-        return [*effects, ev.MakeSlot(event.ticket, slot_id, event.size)]
+        return [*effects, ev.MakeSlot(event.ticket, slot_id, event.version, event.size)]
 
     def _slot_for(self, rank: int, version: Version) -> ev.SlotId | None:
         """A slot that the rank may fill. Before the segments are scanned nobody knows what stands in them."""
@@ -309,11 +308,16 @@ class Node:
         aborted = note("aborted", rank=event.slot.rank, reason=event.reason, **named(event.version))
         return [ev.Answer(event.ticket, None), aborted]
 
-    def _on_slot_failed(self, event: ev.SlotFailed, now: float) -> list[ev.Effect]:
-        if isinstance(self.catalog.state(event.slot), Filling) and not self.duties.fills(event.slot):
+    def _on_slot_made(self, event: ev.SlotMade, now: float) -> list[ev.Effect]:
+        # Making it may have taken long: whoever asked may have been replaced, and must not learn of its successor's file.
+        mine = self._owns(event.slot, event.version, Filling)
+        if event.problem is None and mine:
+            return [ev.Answer(event.ticket, ev.Granted(event.slot, event.path))]
+        if mine:
             self.catalog.act(event.slot, "abort", Free())
             self._changed = True
-        return [note("refused", rank=event.slot.rank, reason=event.reason)]
+        problem = event.problem or StaleStepError(f"{event.version}: the slot was taken back while its file was made")
+        return [refuse(event.ticket, problem), note("refused", rank=event.slot.rank, reason=str(problem))]
 
     def _on_recorded(self, event: ev.Recorded, now: float) -> list[ev.Effect]:
         if event.image is None:

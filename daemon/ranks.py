@@ -54,12 +54,13 @@ class Ranks:
         return self._trainers.get(rank)
 
     def refuses(self, rank: int, pid: int, epoch: int, now: int) -> CkptdError | None:
-        """Why a process may not become the rank again after a restart of the daemon, `now` being the job's epoch.
+        """Why a process may not become the rank again after a restart of the daemon, `now` being the newest life.
 
         One that has just started (epoch 0) always may: it is the successor of whoever was the rank.
         """
         old = self._trainers.get(rank)
-        if not epoch or (epoch >= now and (old is None or old.pid == pid)):
+        # A trainer that had hung may have come back first: it makes way for one of a later life.
+        if not epoch or (epoch >= now and (old is None or old.pid == pid or 0 < old.epoch < epoch)):
             return None
         return StaleStepError(f"rank {rank} of epoch {epoch} has a successor; the job lives in epoch {now}")
 
@@ -99,7 +100,7 @@ class Ranks:
         return None
 
     def begin(self, rank: int, version: Version, *, epoch: int, captured: Version | None) -> CkptdError | None:
-        """The rank begins to capture `version`. `epoch` is the job's, `captured` the newest image of the rank here."""
+        """The rank begins to capture `version`. `epoch` is the newest life, `captured` its newest image."""
         trainer = self._trainers.get(rank)
         if trainer is None:
             return self._unattached(rank)
@@ -120,7 +121,8 @@ class Ranks:
     def captures(self, catalog: Catalog) -> tuple[Captures, ...]:
         """How far each rank is, for the report."""
         return tuple(
-            Captures(rank, catalog.free(rank), trainer.begun, catalog.unfinished(rank)) for rank, trainer in self
+            Captures(rank, catalog.free(rank), trainer.begun, catalog.unfinished(rank), trainer.epoch)
+            for rank, trainer in self
         )
 
     def _move(self, rank: int, act: str, trainer: Trainer | None) -> None:

@@ -109,7 +109,9 @@ class Segments:
                 with contextlib.suppress(OSError):
                     path.unlink()
         for path in sorted(filter(is_regular, self.directory.iterdir())):
-            if path.name not in taken and (SLOT_FILE.fullmatch(path.name) or PARITY_FILE.fullmatch(path.name)):
+            if path.name not in taken and SLOT_FILE.fullmatch(path.name):
+                path.unlink()  # whoever was filling it may do so yet, and must not meet its successor there
+            elif path.name not in taken and PARITY_FILE.fullmatch(path.name):
                 self._spare.append((path.name, path.stat().st_size))
         return tuple(slot.found for slot in self._slots.values()), tuple(p.found for p in self._parities.values())
 

@@ -180,8 +180,8 @@ class LocalServer:
         if not request.timeout_s >= 0.0:
             raise UsageError(f"timeout {request.timeout_s} s: expected 0 or more")
         version, wanted = version_in(request.version), LEVELS.index(request.level)
-        self._poll(lambda node: LEVELS.index(node.level(version)) >= wanted, min(request.timeout_s, 3600.0))
-        return pb.WaitReply(level=self._driver.look(lambda node: node.level(version)))
+        self._poll(lambda node: LEVELS.index(views.level(node, version)) >= wanted, min(request.timeout_s, 3600.0))
+        return pb.WaitReply(level=self._driver.look(lambda node: views.level(node, version)))
 
     # ---- the command line -------------------------------------------------------------------------------
 

@@ -16,6 +16,16 @@ def named(version: Version | None) -> dict[str, int] | None:
     return {"epoch": version.epoch, "step": version.step} if version else None
 
 
+def level(node: Node, version: Version) -> str:
+    """How far a version (or a newer one) has come: none, captured, sealed, persisted."""
+    if node.persisted and node.persisted >= version:
+        return "persisted"
+    if node.sealed and node.sealed >= version:
+        return "sealed"
+    captured = any(held.version >= version for _, held in node.catalog.holding())
+    return "captured" if captured else "none"
+
+
 def status(node: Node, usage: dict[str, int]) -> dict[str, Any]:
     """`ckptd status`: nodes, ranks, newest captured, sealed and persisted step, losses still tolerated."""
     ledger, config = node.ledger, node.config

@@ -83,16 +83,18 @@ class Attached(_message.Message):
     def __init__(self, rank: _Optional[int] = ..., pid: _Optional[int] = ...) -> None: ...
 
 class Captures(_message.Message):
-    __slots__ = ("rank", "free", "begun", "unfinished")
+    __slots__ = ("rank", "free", "begun", "unfinished", "epoch")
     RANK_FIELD_NUMBER: _ClassVar[int]
     FREE_FIELD_NUMBER: _ClassVar[int]
     BEGUN_FIELD_NUMBER: _ClassVar[int]
     UNFINISHED_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
     rank: int
     free: int
     begun: Version
     unfinished: _containers.RepeatedCompositeFieldContainer[Version]
-    def __init__(self, rank: _Optional[int] = ..., free: _Optional[int] = ..., begun: _Optional[_Union[Version, _Mapping]] = ..., unfinished: _Optional[_Iterable[_Union[Version, _Mapping]]] = ...) -> None: ...
+    epoch: int
+    def __init__(self, rank: _Optional[int] = ..., free: _Optional[int] = ..., begun: _Optional[_Union[Version, _Mapping]] = ..., unfinished: _Optional[_Iterable[_Union[Version, _Mapping]]] = ..., epoch: _Optional[int] = ...) -> None: ...
 
 class Report(_message.Message):
     __slots__ = ("node", "boot", "seq", "data_port", "epoch", "ranks", "captures", "held", "parities", "tables", "part", "sealed", "persisted", "scanned")

@@ -42,12 +42,19 @@ def _table_in(message: pb.Table) -> Table:
 
 def _captures_out(captures: Captures) -> pb.Captures:
     unfinished = [pb.Version(epoch=version.epoch, step=version.step) for version in captures.unfinished]
-    return pb.Captures(rank=captures.rank, free=captures.free, begun=version_out(captures.begun), unfinished=unfinished)
+    return pb.Captures(
+        rank=captures.rank,
+        free=captures.free,
+        begun=version_out(captures.begun),
+        unfinished=unfinished,
+        epoch=captures.epoch,
+    )
 
 
 def _captures_in(message: pb.Captures) -> Captures:
     rank, free = number("rank", message.rank, RANKS_MAX), number("free slots", message.free, RANKS_MAX)
-    return Captures(rank, free, _maybe(message, "begun"), tuple(version_in(item) for item in message.unfinished))
+    unfinished = tuple(version_in(item) for item in message.unfinished)
+    return Captures(rank, free, _maybe(message, "begun"), unfinished, number("epoch", message.epoch, STEP_MAX))
 
 
 def _report_out(report: Report) -> pb.Report:

@@ -12,7 +12,7 @@ from tests.sim.world import World
 from ckptd.ckpt.client import Decision
 from ckptd.ckpt.config import Config
 from ckptd.ckpt.errors import CkptdError, StaleStepError
-from ckptd.ckpt.inventory import Held, Ledger, Parity, Part, Report
+from ckptd.ckpt.inventory import Captures, Held, Ledger, Parity, Part, Report
 from ckptd.ckpt.model import Image, Payload, Table, Version
 from ckptd.daemon import events as ev
 from ckptd.daemon.catalog import Catalog, Holding
@@ -90,8 +90,8 @@ def test_images_beyond_the_slots_are_kept() -> None:
 def test_a_zombie_of_an_earlier_life_is_refused() -> None:
     """Once the job lives in a later epoch nobody captures in the earlier one."""
     node = single()
-    ledger = Ledger(0, "boot", 99, epoch=2, reports=(node.report(),))
-    node._adopt(ledger, 0.1)
+    elsewhere = Report(1, "other", 1, captures=(Captures(0, 3, epoch=2),))
+    node._adopt(Ledger(0, "boot", 99, epoch=2, reports=(node.report(), elsewhere)), 0.1)
     assert "call restore()" in refusal(node.handle(ev.BeginAsked(3, 0, V1, 100), 0.2))
 
 
@@ -115,6 +115,26 @@ def test_what_a_replaced_trainer_began_is_dropped() -> None:
     node.handle(ev.AttachAsked(4, 0, 1, 1, 200), 0.2)
     assert "not granted" in refusal(node.handle(ev.CommitAsked(5, ev.SlotId(0, 0), V1), 0.3))
     assert node.catalog.free(0) == 3
+
+
+def test_an_epoch_that_nobody_lives_in_keeps_nobody_out() -> None:
+    """It was given to a life that ended before it began, on a node that is lost now; its word came late."""
+    node = single()
+    node._adopt(Ledger(0, "boot", 99, epoch=9, reports=(node.report(),)), 0.1)
+    assert node.epoch == 9
+    made = node.handle(ev.BeginAsked(3, 0, V1, 100), 0.2)
+    assert any(isinstance(effect, ev.MakeSlot) for effect in made)
+
+
+def test_who_was_replaced_while_its_slot_was_made_does_not_learn_of_the_file() -> None:
+    """Its successor fills the same slot: two would write to one file."""
+    node = single()
+    node.handle(ev.BeginAsked(3, 0, V1, 100), 0.1)
+    node.handle(ev.AttachAsked(4, 0, 1, 1, 200), 0.2)
+    node.handle(ev.JoinAsked(5, 0, 2), 0.3)
+    node.handle(ev.BeginAsked(6, 0, Version(2, 1), 100), 0.4)
+    assert "taken back" in refusal(node.handle(ev.SlotMade(3, ev.SlotId(0, 0), V1, "/a/path"), 0.5))
+    assert isinstance(answer(node.handle(ev.SlotMade(6, ev.SlotId(0, 0), Version(2, 1), "/a/path"), 0.6)), ev.Granted)
 
 
 def test_a_question_dies_with_the_trainer_that_asked_it() -> None:
@@ -224,11 +244,12 @@ def test_a_seal_that_half_the_cluster_has_not_heard_of_holds_there_too(slots: in
 
 
 def test_a_zombie_does_not_take_its_successors_place_after_a_restart() -> None:
-    """The daemon has forgotten who is which rank; what lived in an older epoch, or comes second, stays out."""
+    """The daemon has forgotten who is which rank: who lived in an older epoch makes way, and comes second in vain."""
     node = Node(Config(run_dir=NOWHERE, segment_dir=NOWHERE), "boot")
     node.handle(ev.Scanned((), (), 3, None), 0.0)
-    assert "successor" in refusal(node.handle(ev.AttachAsked(1, 0, 1, 1, 100, epoch=2), 0.1))
+    assert not isinstance(answer(node.handle(ev.AttachAsked(1, 0, 1, 1, 100, epoch=2), 0.1)), CkptdError)
     assert not isinstance(answer(node.handle(ev.AttachAsked(2, 0, 1, 1, 200, epoch=3), 0.1)), CkptdError)
+    assert "successor" in refusal(node.handle(ev.AttachAsked(3, 0, 1, 1, 100, epoch=2), 0.1))
     assert "successor" in refusal(node.handle(ev.AttachAsked(3, 0, 1, 1, 100, epoch=3), 0.1))
     assert not isinstance(answer(node.handle(ev.AttachAsked(4, 0, 1, 1, 300), 0.1)), CkptdError)
 

@@ -54,6 +54,11 @@ class Faults:
         if self.job.lives:
             self.job.kill(self.rng.randrange(len(self.job.place)))
 
+    def _hang(self) -> None:
+        if self.job.lives:
+            self.world.run(1.0, lambda: any(proc.filling for proc in self.job.life.procs))
+            self.job.hang(self.rng.uniform(0.5, 4.0))
+
     def _trip_wire(self) -> None:
         """The trip wires of one rank throw its snapshots away for a while."""
         if self.job.lives:

@@ -64,8 +64,9 @@ class Hands:
     # ---- at once ------------------------------------------------------------------------------------
 
     def _answer(self, host: Host, effect: ev.Answer) -> None:
-        then = self.world.answers.pop(effect.ticket)
-        self.world.at(self.world.rng.uniform(0.0, 0.002), lambda: then(effect.value))
+        then, value = self.world.answers.pop(effect.ticket), effect.value
+        told = Opened(value.slot, host.files[value.slot]) if isinstance(value, ev.Granted) else value
+        self.world.at(self.world.rng.uniform(0.0, 0.002), lambda: then(told))
 
     def _send(self, host: Host, effect: ev.Send) -> None:
         world, letter, to = self.world, effect.letter, self.world.hosts[effect.to]
@@ -115,6 +116,8 @@ class Hands:
         for found in list(host.records.values()):
             if not host.is_sound(found):
                 del host.records[found.slot]
+        for slot in [slot for slot in host.files if slot not in host.records]:
+            del host.files[slot]  # whoever was filling it may do so yet
         for parity, kept in list(host.parities.items()):
             if digest(bytes(kept.data)) != kept.digest:
                 del host.parities[parity]
@@ -127,15 +130,11 @@ class Hands:
         yield
         size = effect.size // SCALE
         fits = len(host.files.get(effect.slot, b"")) == size
-        then = self.world.answers.pop(effect.ticket)
         if host.full and not fits:
-            self.world.at(0.0, lambda: then(MemoryBudgetError(NO_ROOM)))
-            return ev.SlotFailed(effect.slot, NO_ROOM)
-        if not fits:
+            return ev.SlotMade(effect.ticket, effect.slot, effect.version, problem=MemoryBudgetError(NO_ROOM))
+        if not fits:  # else it is used again, with what stands in it, by whoever still maps it too
             host.files[effect.slot] = bytearray(size)
-        file = host.files[effect.slot]  # else it is used again, with what stands in it, by whoever still maps it too
-        self.world.at(0.0, lambda: then(Opened(effect.slot, file)))
-        return None
+        return ev.SlotMade(effect.ticket, effect.slot, effect.version, "a path")
 
     def _record(self, host: Host, effect: ev.Record) -> Steps:
         yield

@@ -13,7 +13,8 @@ from random import Random
 from typing import Any
 
 from tests.sim.hands import Opened
-from tests.sim.memory import SCALE
+from tests.sim.memory import SCALE, digest
+from tests.sim.truth import UNNOTICED_S
 from tests.sim.world import World
 
 from ckptd.ckpt.client import Decision
@@ -49,11 +50,16 @@ class Proc:
     node: int
     pid: int
     alive: bool = True
+    ended_at: float = 0.0
     epoch: int = 0
     joined: int = 0
     """The epoch that it has joined; 0 before."""
     daemon: Node | None = None
     captures: bool = True
+    filling: bool = False
+    """Whether it is copying into a slot."""
+    stuck_until: float = 0.0
+    """Until then it hangs, or until its successor copies; then it goes on where it was."""
 
 
 @dataclass(eq=False)
@@ -85,6 +91,7 @@ class Job:
         self.granted = self.skipped = self.refused = 0
         self.stopped = False
         self._pids = 1000
+        world.truth.expected = lambda rank, version: digest(content(rank, version, sizes[rank]))
 
     @property
     def life(self) -> Life:
@@ -108,16 +115,35 @@ class Job:
 
     def kill(self, rank: int) -> None:
         """A trainer dies; the launcher notices, ends the others and starts anew."""
-        life = self.life
         self.world.note(-1, "trainer dies", rank=rank)
-        self._end(life.procs[rank])
+        self._end(self.life.procs[rank])
+        self._start_anew(self.life)
+
+    def hang(self, seconds: float) -> None:
+        """A trainer hangs, in the middle of a copy if one copies; it can't be ended, and goes on after a successor began."""
+        life = self.life
+        proc = next((proc for proc in life.procs if proc.filling and proc.alive), life.procs[0])
+        self.world.note(-1, "trainer hangs", rank=proc.rank)
+        proc.stuck_until = self.world.now + seconds
+        self._start_anew(life, proc)
+
+    def _start_anew(self, life: Life, stuck: Proc | None = None) -> None:
         if life.ended:
             return
         life.ended = True
+        if stuck is not None:
+            self.world.at(stuck.stuck_until - self.world.now + 1.0, lambda: self._end(stuck))
         for proc in life.procs:
+            if proc is stuck:
+                continue
             stays = self.world.within(self.linger_s) * (6.0 if self.world.rng.random() < 0.1 else 1.0)
             self.world.at(stays, lambda proc=proc: self._end(proc))  # type: ignore[misc]
         self.world.at(self.world.within(self.restart_s), self.launch)
+
+    def _is_followed(self, proc: Proc) -> bool:
+        """Whether another process is this rank by now, and copies: the worst moment to go on."""
+        successor = self.life.procs[proc.rank]
+        return successor is not proc and successor.filling
 
     def stop(self) -> None:
         """The job ends: all its trainers go."""
@@ -134,7 +160,7 @@ class Job:
             self.world.lose(node)
         dead = [proc for life in self.lives for proc in life.procs if proc.node == node and proc.alive]
         for proc in dead:
-            proc.alive = False
+            proc.alive, proc.ended_at = False, self.world.now
         if any(proc in self.life.procs for proc in dead):
             self.kill(next(proc.rank for proc in dead if proc in self.life.procs))
 
@@ -144,7 +170,7 @@ class Job:
     def _end(self, proc: Proc) -> None:
         if not proc.alive:
             return
-        proc.alive = False
+        proc.alive, proc.ended_at = False, self.world.now
         host = self.world.hosts[proc.node]
         self.world.at(self.world.rng.uniform(0.0, 0.3), lambda: self.world.tell(host, ev.RankGone(proc.rank, proc.pid)))
 
@@ -273,10 +299,10 @@ class Job:
         self.world.note(-1, "RESTORES", version=str(answer.version), epoch=answer.epoch, source=answer.source)
 
     def _is_overtaken(self, life: Life) -> bool:
-        """Whether a later epoch than this life's was given after this life had asked for its own."""
+        """Whether a process lives in a later epoch than this life, or did until just now."""
         assert life.decision is not None
-        given = ((when, note["epoch"]) for when, note in self.world.noted("decided"))
-        return any(when >= life.asked_at and epoch > life.decision.epoch for when, epoch in given)  # type: ignore[operator]
+        later = (proc for other in self.lives for proc in other.procs if proc.joined > life.decision.epoch)
+        return any(proc.alive or self.world.now - proc.ended_at < UNNOTICED_S for proc in later)
 
     def _epochs_in_use(self) -> set[int]:
         """The epochs under which something is held, or may still be captured: a new life must have another one."""
@@ -310,7 +336,7 @@ class Job:
             self.refused += 1
             full = isinstance(answer, MemoryBudgetError)
             if not full and self._is_current(life):
-                # Only one thing may do that: a rank 0 of an earlier life that still ran was given an epoch after ours.
+                # Only one thing may do that: an earlier life that still runs was given an epoch after ours.
                 assert self._is_overtaken(life), f"P4: a living trainer was refused: {answer}"
                 self.kill(proc.rank)
                 yield self._sleep(1e9)
@@ -323,9 +349,13 @@ class Job:
         if changed:
             data = rng.randbytes(size)
         slow = 10.0 if rng.random() < 0.05 else 1.0
+        proc.filling = True
         for half in (slice(0, size // 2), slice(size // 2, size)):
             yield self._sleep(slow * self.world.within(self.fill_s))
+            while self.world.now < proc.stuck_until and not self._is_followed(proc):
+                yield self._sleep(0.01)
             file[half] = data[half]
+        proc.filling = False
         if changed:
             yield self._capture_ask(
                 proc, lambda ticket: ev.AbortAsked(ticket, slot, version, "changed behind our back")

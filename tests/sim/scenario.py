@@ -10,6 +10,7 @@ from random import Random
 
 FAULTS: dict[str, int] = {
     "trainer": 4,
+    "hang": 3,
     "daemon": 4,
     "fuse": 5,
     "node": 5,

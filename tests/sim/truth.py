@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from tests.sim.memory import Host, unrecoverable
@@ -30,6 +31,8 @@ class Truth:
         self.sealed: Version | None = None
         self.persisted: Version | None = None
         self.promises_p1 = True
+        self.expected: Callable[[int, Version], str] | None = None
+        """The digest of what a rank captures at a version."""
         self.changed = False
         """Whether a slot, a parity or a file was given up or lost since the last look."""
         self._marks: dict[Node, Marks] = {}
@@ -38,7 +41,10 @@ class Truth:
     # ---- what is told ---------------------------------------------------------------------------------
 
     def capture(self, node: int, held: Held, version: Version) -> None:
-        """A node has recorded an image that a trainer captured there."""
+        """A node has recorded an image that a trainer captured there. P2: not torn, nor mixed with another's."""
+        if self.expected is not None:
+            whole = held.image.digest == self.expected(held.image.rank, version)
+            assert whole, f"P2: node {node} recorded other bytes than rank {held.image.rank} has at {version}"
         self.captured.setdefault(version, {})[held.image.rank] = (node, held)
         self._tables.pop(version, None)
 
