@@ -392,10 +392,8 @@ class Node:
 
     def check_invariants(self) -> None:
         """What must hold after every event; called by tests and simulation."""
-        self.catalog.check_invariants()
-        self.duties.check_invariants()
-        self.ranks.check_invariants()
-        self.collector.check_invariants()
+        for part in (self.catalog, self.duties, self.ranks, self.collector):
+            part.check_invariants()
         if self.ledger and self.ledger.sealed:
             assert self.sealed is not None, "a sealed version was announced and not kept"
             assert self.sealed >= self.ledger.sealed, f"sealed went back from {self.ledger.sealed} to {self.sealed}"
