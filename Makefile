@@ -14,7 +14,7 @@ install: $(READY)  ## set up .venv with everything (does nothing when nothing ch
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --only-binary pyeclib -c constraints.txt -e '.[dev]'
 	@touch $@
 
 demo: install  ## the main job: train, lose a node, rebuild it from parity, go on bit-exact

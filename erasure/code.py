@@ -2,35 +2,30 @@
 
 m = 1 is the sum of the data symbols, which in GF(2^8) is XOR: the RAIM5 of REFT (arXiv 2310.12670). m >= 2 is
 Reed-Solomon with the generator matrix of zfec (a Vandermonde matrix made systematic: L. Rizzo, "Effective erasure codes
-for reliable computer communication protocols", 1997). `Code.rows` tells the matrix, so that another backend that is
-given it makes the same bytes.
+for reliable computer communication protocols", 1997). `Code.rows` tells the matrix. The arithmetic is done by a backend
+(`backends.py`): ISA-L where it is found, zfec and numpy otherwise. All make the same bytes.
 
 Buffers are anything that exposes contiguous bytes: bytes, bytearray, memoryview (of an mmap too), numpy arrays. They
-are read or written only during the call; an output must not overlap an input. numpy and zfec work without the
-interpreter lock.
+are read or written in place and only during the call; an output must not overlap an input. The interpreter lock is
+released meanwhile.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import zfec
 from numpy.typing import NDArray
 
+from ckptd.erasure.backends import choose
 from ckptd.erasure.layout import check_counts
+from ckptd.erasure.portable import Bytes, Recipe, generator
+from ckptd.erasure.threads import spread
 
-Bytes = NDArray[np.uint8]
 WritableBuffer = bytearray | memoryview | NDArray[Any]
 Buffer = bytes | WritableBuffer
-
-STRIDE = 256 * 1024
-"""Bytes of each symbol that are worked on at a time. The output then stays in the cache while k inputs are added to it
-(measured 1.1 to 1.4 times faster for long symbols and k >= 4), and zfec, which returns new bytes, needs room for the
-parts in work only."""
 
 
 class TooFewSymbols(ValueError):
@@ -59,31 +54,44 @@ class Code:
     @property
     def rows(self) -> tuple[tuple[int, ...], ...]:
         """The m generator rows, each k coefficients 0..255: parity i is the sum of rows[i][j] * data[j] over j."""
-        return _generator(self.k, self.m)
+        return generator(self.k, self.m)
 
-    def encode(self, data: Sequence[Buffer], rows: Sequence[int], out: Sequence[WritableBuffer]) -> None:
+    def encode(
+        self,
+        data: Sequence[Buffer],
+        rows: Sequence[int],
+        out: Sequence[WritableBuffer],
+        *,
+        threads: int = 1,
+        backend: str | None = None,
+    ) -> None:
         """Write the parities of these rows (distinct, 0..m-1) of the k data symbols into `out`, in the order of `rows`.
 
-        Raises ValueError where a count, a length or a row is wrong, or an output is read-only or not contiguous.
+        The bytes are shared out over `threads` threads (1 to 64). `backend` is the name of one that `serving` lists;
+        None takes the fastest.
+
+        Raises ValueError where a count, a length or a row is wrong, an output is read-only or not contiguous, or the
+        backend isn't here.
         """
         _check_count("data", data, self.k)
         _check_numbers("rows", rows, self.m)
         _check_count("out", out, len(rows))
         sources = _views("data symbol", dict(enumerate(data)))
-        length = len(sources[0])
-        targets = _outputs("out", dict(enumerate(out)), length)
-        if not targets:
-            return
-        numbers = [self.k + int(row) for row in rows]  # zfec takes no numpy integers
-        for part in _parts(length):
-            blocks = [sources[number][part] for number in range(self.k)]
-            if self.m == 1:
-                _xor(blocks, targets[0][part])
-            else:
-                for index, parity in enumerate(_encoder(self.k, self.m).encode(blocks, numbers)):
-                    targets[index][part] = np.frombuffer(parity, np.uint8)
+        targets = _outputs("out", dict(enumerate(out)), len(sources[0]))
+        if targets:
+            wanted = tuple(self.k + int(row) for row in rows)  # zfec takes no numpy integers
+            recipe = Recipe(self.k, self.m, tuple(range(self.k)), wanted)
+            _combine(recipe, list(sources.values()), list(targets.values()), threads, backend)
 
-    def decode(self, symbols: Mapping[int, Buffer], wanted: Sequence[int], out: Sequence[WritableBuffer]) -> None:
+    def decode(
+        self,
+        symbols: Mapping[int, Buffer],
+        wanted: Sequence[int],
+        out: Sequence[WritableBuffer],
+        *,
+        threads: int = 1,
+        backend: str | None = None,
+    ) -> None:
         """Write the wanted data symbols (distinct, 0..k-1) into `out`, in the order of `wanted`, from those present.
 
         A wanted symbol that is present is copied. For any other, k symbols must be present; where there are more, the
@@ -104,36 +112,19 @@ class Code:
         for number in present.keys() & lost.keys():
             lost.pop(number)[:] = present[number]
         if lost:
-            self._restore(present, lost)
-
-    def _restore(self, present: Mapping[int, Bytes], lost: Mapping[int, Bytes]) -> None:
-        """Compute the lost data symbols from at least k present ones."""
-        parities = iter(sorted(number for number in present if number >= self.k))
-        # Data symbols at their own index: zfec would otherwise exchange items inside the sequences that it is given.
-        used = [number if number in present else next(parities) for number in range(self.k)]
-        for part in _parts(len(present[used[0]])):
-            blocks = [present[number][part] for number in used]
-            if self.m == 1:
-                for target in lost.values():
-                    _xor(blocks, target[part])
-            else:
-                data = _decoder(self.k, self.m).decode(blocks, used)
-                for number, target in lost.items():
-                    target[part] = np.frombuffer(data[number], np.uint8)
+            parities = iter(sorted(number for number in present if number >= self.k))
+            used = tuple(number if number in present else next(parities) for number in range(self.k))
+            recipe = Recipe(self.k, self.m, used, tuple(lost))
+            _combine(recipe, [present[number] for number in used], list(lost.values()), threads, backend)
 
 
-def _xor(blocks: Sequence[Bytes], out: Bytes) -> None:
-    # As bytes, not as 64-bit words: measured equally fast, and twice as fast where a buffer isn't aligned to a word.
-    if len(blocks) == 1:
-        out[:] = blocks[0]
-        return
-    np.bitwise_xor(blocks[0], blocks[1], out=out)
-    for block in blocks[2:]:
-        np.bitwise_xor(out, block, out=out)
+def _combine(recipe: Recipe, sources: Sequence[Bytes], out: Sequence[Bytes], threads: int, backend: str | None) -> None:
+    combine = choose(recipe.k, recipe.m, backend).combine
 
+    def part_of(part: slice) -> None:
+        combine(recipe, [source[part] for source in sources], [target[part] for target in out])
 
-def _parts(length: int) -> Iterable[slice]:
-    return (slice(start, start + STRIDE) for start in range(0, length, STRIDE))
+    spread(len(out[0]), threads, part_of)
 
 
 def _views(kind: str, buffers: Mapping[int, Buffer], length: int | None = None) -> dict[int, Bytes]:
@@ -170,22 +161,3 @@ def _check_numbers(name: str, numbers: Collection[int], limit: int) -> None:
     # zfec would write past its own arrays for a repeated or negative number.
     if len(set(numbers)) != len(numbers) or not all(0 <= number < limit for number in numbers):
         raise ValueError(f"{name}: found {list(numbers)}, expected distinct numbers 0 <= number < {limit}")
-
-
-@lru_cache(maxsize=64)
-def _encoder(k: int, m: int) -> Any:
-    return zfec.Encoder(k, k + m)
-
-
-@lru_cache(maxsize=64)
-def _decoder(k: int, m: int) -> Any:
-    return zfec.Decoder(k, k + m)
-
-
-@lru_cache(maxsize=64)
-def _generator(k: int, m: int) -> tuple[tuple[int, ...], ...]:
-    if m < 2:
-        return ((1,) * k,) * m
-    # The parities of the unit matrix are the generator rows themselves.
-    unit = [bytes(i == j for j in range(k)) for i in range(k)]
-    return tuple(tuple(row) for row in _encoder(k, m).encode(unit, list(range(k, k + m))))

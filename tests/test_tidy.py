@@ -20,6 +20,7 @@ PURE = (
     "ckpt/recovery.py", "ckpt/model.py", "ckpt/inventory.py", "ckpt/groups.py", "ckpt/plan.py", "ckpt/image.py",
     "ckpt/placement.py", "ckpt/domain.py", "ckpt/manifest.py",
     "ckpt/retention.py", "ckpt/tables.py", "ckpt/errors.py", "erasure/layout.py", "erasure/code.py",
+    "erasure/portable.py",
 )  # fmt: skip
 EFFECTS = {
     "os",
