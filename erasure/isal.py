@@ -30,6 +30,8 @@ CALL_MAX = 1 << 30
 PATTERNS_MAX = 256
 """Expanded matrices that are kept, one for each loss pattern in use: 32 bytes a coefficient, so 1 MiB for RS(32,4)."""
 
+Tables = ctypes.Array[ctypes.c_ubyte]
+
 # Longer and shorter than a vector register, and the tails between: short symbols take other paths through the library.
 _CHECKED_LENGTHS = (1, 31, 300)
 _CHECKED_K, _CHECKED_M = 5, 4
@@ -57,7 +59,7 @@ class IsaL:
         self._expand.argtypes, self._expand.restype = [number, number, bytes_at, bytes_at], None
         self._invert = library.gf_invert_matrix
         self._invert.argtypes, self._invert.restype = [bytes_at, bytes_at, number], number
-        self.tables: Callable[[Recipe], Bytes] = lru_cache(maxsize=PATTERNS_MAX)(self._expanded)
+        self.tables: Callable[[Recipe], Tables] = lru_cache(maxsize=PATTERNS_MAX)(self._expanded)
         """The matrix of a recipe as `ec_encode_data` takes it, for this process and this library alone."""
 
     def serves(self, k: int, m: int) -> bool:
@@ -66,19 +68,15 @@ class IsaL:
 
     def combine(self, recipe: Recipe, sources: Sequence[Bytes], out: Sequence[Bytes]) -> None:
         """Write the wanted symbols into `out`, in the order of `want`; the sources are in the order of `have`."""
-        tables, inputs, outputs = self.tables(recipe), _addresses(sources), _addresses(out)
-        length = len(out[0])
+        tables, length = self.tables(recipe), len(out[0])
         for start in range(0, length, CALL_MAX):
             count = min(CALL_MAX, length - start)
-            self._encode(count, recipe.k, len(out), tables.ctypes.data, inputs.ctypes.data, outputs.ctypes.data)
-            inputs += CALL_MAX
-            outputs += CALL_MAX
+            self._encode(count, recipe.k, len(out), tables, _pointers(sources, start), _pointers(out, start))
 
-    def _expanded(self, recipe: Recipe) -> Bytes:
-        k = recipe.k
-        matrix = np.ascontiguousarray(self._matrix(recipe))
-        tables = np.empty(32 * matrix.size, np.uint8)
-        self._expand(k, len(matrix), matrix.ctypes.data, tables.ctypes.data)
+    def _expanded(self, recipe: Recipe) -> Tables:
+        matrix = self._matrix(recipe)
+        tables: Tables = (ctypes.c_ubyte * (32 * matrix.size))()
+        self._expand(recipe.k, len(matrix), matrix.ctypes.data, tables)
         return tables
 
     def _matrix(self, recipe: Recipe) -> Bytes:
@@ -145,6 +143,6 @@ def _differences(backend: IsaL) -> str:
     return ""
 
 
-def _addresses(views: Sequence[Bytes]) -> np.ndarray[Any, np.dtype[np.uintp]]:
-    """The array of pointers that C calls `unsigned char **`. The views must outlive its use."""
-    return np.array([view.__array_interface__["data"][0] for view in views], np.uintp)
+def _pointers(views: Sequence[Bytes], start: int) -> ctypes.Array[ctypes.c_void_p]:
+    """What C calls `unsigned char **`: where each view's byte `start` is. The views must outlive its use."""
+    return (ctypes.c_void_p * len(views))(*[view.ctypes.data + start for view in views])

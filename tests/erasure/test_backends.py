@@ -274,11 +274,10 @@ def test_a_library_with_one_wrong_byte_is_refused(caplog: pytest.LogCaptureFixtu
     real = ctypes.CDLL(FOUND.path)
     real.ec_encode_data.argtypes = [ctypes.c_int] * 3 + [ctypes.c_void_p] * 3
 
-    def encode(length: int, k: int, rows: int, tables: int, data: int, out: int) -> None:
-        real.ec_encode_data(length, k, rows, tables, data, out)
+    def encode(length: int, k: int, rows: int, *buffers: Any) -> None:
+        real.ec_encode_data(length, k, rows, *buffers)
         if length == 300 and rows == 3:
-            last = ctypes.c_void_p.from_address(out + 2 * ctypes.sizeof(ctypes.c_void_p)).value or 0
-            ctypes.c_ubyte.from_address(last + length - 1).value ^= 1
+            ctypes.c_ubyte.from_address(buffers[-1][2] + length - 1).value ^= 1
 
     library = SimpleNamespace(
         ec_encode_data=encode, ec_init_tables=real.ec_init_tables, gf_invert_matrix=real.gf_invert_matrix
