@@ -196,6 +196,22 @@ def export(
 
 
 @app.command()
+def doctor(
+    segment_dir: Annotated[Path | None, typer.Option(help="As for `serve`.", show_default=False)] = None,
+    storage: Annotated[Path | None, typer.Option(help="As for `serve`.", show_default=False)] = None,
+    run_dir: RunDir = None,
+    job: Job = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check this node: the erasure code and its speed, shared memory, storage, the run directory, the daemon."""
+    from ckptd.daemon.doctor import examine
+
+    found = examine(read(segment_dir=segment_dir, storage=storage, run_dir=run_dir, job=job).config())
+    _print(found, as_json, tables.diagnosis)
+    raise typer.Exit(0 if found["ok"] else 1)
+
+
+@app.command()
 def demo(
     nodes: Annotated[int, typer.Option(help="Nodes on this machine.")] = 4,
     parity: Annotated[

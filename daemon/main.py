@@ -14,6 +14,7 @@ from types import FrameType
 
 from ckptd.ckpt.config import Config, split_address
 from ckptd.ckpt.inventory import Ledger, Report
+from ckptd.ckpt.recovery import group_of
 from ckptd.ckpt.shm import exclusive, private_dir
 from ckptd.ckpt.storage import Storage
 from ckptd.daemon import events as ev
@@ -27,6 +28,7 @@ from ckptd.daemon.record import EventRecord
 from ckptd.daemon.records import Owner
 from ckptd.daemon.segments import Segments
 from ckptd.daemon.server import LocalServer
+from ckptd.erasure import serving
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +61,10 @@ def serve(config: Config, *, clean_exit: bool = False) -> None:
             config.job,
             config.run_dir / "ckptd.sock",
         )
+        group = group_of(config.groups, config.node)
+        if group and group.code.m:
+            origin = serving(group.code.k, group.code.m)[0].origin  # found now, not when the first parity is due
+            log.info("parity of %d by %d nodes, made with %s", group.code.k, group.code.m, origin)
         if len(config.nodes) == 1:
             log.warning("a single node has no parity: its snapshots survive the trainer, not the node")
         driver.run(stopping.is_set)

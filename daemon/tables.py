@@ -14,7 +14,7 @@ from rich.text import Text
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for column in columns:
-        table.add_column(column)
+        table.add_column(column, overflow="fold")  # a long path goes on in the next line, and loses no end
     return table
 
 
@@ -81,6 +81,14 @@ def checks(content: dict[str, Any]) -> RenderableType:
     if not content["checked"]:
         return Text(f"node {content['node']}: nothing to check, no slot, parity or file is here")
     return Group(table, Text("all is well" if not bad else f"{bad} damaged; they count as lost from now on"))
+
+
+def diagnosis(content: dict[str, Any]) -> RenderableType:
+    table = _table(f"job {content['job']}, node {content['node']}: is it fit?", "check", "", "found", "what to do")
+    for row in content["checks"]:
+        style = {"ok": "", "warn": "yellow", "fail": "red"}[row["verdict"]]
+        _row(table, row["name"], row["verdict"], row["found"], row["advice"], style=style)
+    return table
 
 
 def rebuilt(content: dict[str, Any]) -> RenderableType:

@@ -23,7 +23,7 @@ from ckptd.ckpt.model import Version
 from ckptd.daemon import cli
 
 SIZE = 300_000
-COMMANDS = ("serve", "status", "list", "verify", "recover", "export", "demo", "plan")
+COMMANDS = ("serve", "status", "list", "verify", "recover", "export", "doctor", "demo", "plan")
 Run = Callable[..., tuple[int, str, str]]
 
 
@@ -124,6 +124,7 @@ def test_version(run: Run) -> None:
         ("nothing",),
         ("status", "--nothing"),
         ("export",),
+        ("doctor", "--job", "../x"),
         ("serve", "--node", "one"),
         ("serve", "--node", "3"),
         ("serve", "--slots", "1"),
@@ -268,6 +269,27 @@ def test_recover(run: Run, daemon: tuple[str, ...]) -> None:
     assert (code, out) == (0, "node 0 holds its whole payload of step 11 (epoch 1)\n")
     code, out, _ = run("recover", *daemon, "--json")
     assert (code, json.loads(out)["ok"]) == (0, True)
+
+
+def test_doctor(run: Run, daemon: tuple[str, ...], config: Config, tmp_path: Path) -> None:
+    """A fit node with a daemon is code 0, with the code's speed measured; what no job could work with is code 1."""
+    places = ("--segment-dir", config.segment_dir, "--storage", config.storage)
+    code, out, err = run("doctor", *daemon, *places)
+    assert (code, err) == (0, "")
+    for word in ("erasure code", "GB/s of data", "on tmpfs", "run directory", f"node 0 of job {JOB} answers"):
+        assert word in out
+    code, out, _ = run("doctor", *daemon, *places, "--json")
+    found = json.loads(out)
+    assert (code, found["ok"]) == (0, True)
+    names = ["erasure code", "shared memory", "storage", "run directory", "daemon"]
+    assert [row["name"] for row in found["checks"]] == names
+    assert list(config.segment_dir.glob("*doctor*")) + list((tmp_path / "p").rglob("*doctor*")) == []
+    (tmp_path / "file").touch()
+    code, out, err = run(
+        "doctor", *daemon, "--segment-dir", config.segment_dir, "--storage", tmp_path / "file", "--json"
+    )
+    assert (code, err) == (1, "")
+    assert [row["name"] for row in json.loads(out)["checks"] if row["verdict"] == "fail"] == ["storage"]
 
 
 def test_problems_are_code_1(run: Run, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,192 @@
+"""`ckptd doctor`: is this node fit for a job? A list of checks, each with what was found and what to do about it.
+
+A check is a function from the configuration to rows; `CHECKS` lists them. Each is made of two halves: a probe
+(`probes.py`) that finds something out, and a pure function here that judges it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from rich.filesize import decimal
+
+from ckptd.ckpt.config import Config
+from ckptd.ckpt.errors import CkptdError
+from ckptd.daemon import probes
+from ckptd.daemon.probes import Answer, Codec, Place, Writing
+
+Verdict = Literal["ok", "warn", "fail"]
+
+CONTAINER_SHM = 64 << 20
+"""What Docker and Kubernetes give /dev/shm unless told otherwise."""
+GET_ISAL = 'pip install "pyeclib>=1.8" (its wheel carries ISA-L), or install the system\'s libisal2'
+ENLARGE = "enlarge it (containers: --shm-size=16g, or an emptyDir of medium Memory), or set CKPTD_SEGMENT_DIR elsewhere"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One thing that was checked."""
+
+    name: str
+    verdict: Verdict
+    """warn: it works, but not as well as it could, or not yet. fail: a job would not work here."""
+    found: str
+    advice: str = ""
+    """What to do; empty where nothing is to be done."""
+
+
+Check = Callable[[Config], Sequence[Row]]
+
+
+def examine(config: Config, checks: Sequence[Check] | None = None) -> dict[str, Any]:
+    """Run the checks (default: all) and return the document that the command line prints; `ok` unless one failed."""
+    rows = [row for check in (CHECKS if checks is None else checks) for row in _rows(check, config)]
+    return {
+        "ok": all(row.verdict != "fail" for row in rows),
+        "job": config.job,
+        "node": config.node,
+        "checks": [asdict(row) for row in rows],
+    }
+
+
+def _rows(check: Check, config: Config) -> Sequence[Row]:
+    """A check that can't be made is a row that failed: the others still say what they found."""
+    try:
+        return check(config)
+    except (OSError, CkptdError) as error:
+        return [Row(check.__name__.replace("_", " "), "fail", str(error))]
+
+
+# ---- the checks ---------------------------------------------------------------------------------------------
+
+
+def erasure_code(config: Config) -> Sequence[Row]:
+    """Which library makes the parities, and how fast it is here."""
+    return judge_codec(probes.codec(config))
+
+
+def shared_memory(config: Config) -> Sequence[Row]:
+    """Where the snapshots go."""
+    return judge_memory(probes.place(config.segment_dir), config.memory_bytes, os.getuid())
+
+
+def storage(config: Config) -> Sequence[Row]:
+    """Where steps are persisted."""
+    if config.storage is None:
+        return [Row("storage", "warn", "none", "set --storage for steps that must survive the loss of every node")]
+    place = probes.place(config.storage)
+    return judge_storage(place, probes.writing(config.storage) if place.exists else None)
+
+
+def run_directory(config: Config) -> Sequence[Row]:
+    """Where the daemon's socket stands."""
+    return judge_run_dir(probes.place(config.run_dir), os.getuid())
+
+
+def daemon(config: Config) -> Sequence[Row]:
+    """Who answers there."""
+    return judge_answer(probes.answer(config))
+
+
+CHECKS: tuple[Check, ...] = (erasure_code, shared_memory, storage, run_directory, daemon)
+
+
+# ---- from what was found to rows ----------------------------------------------------------------------------
+
+
+def judge_codec(found: Codec) -> list[Row]:
+    """Which backend computes, how fast, and how to get the fast one."""
+    speed = f"{found.gb_per_s:.1f} GB/s of data on one core"
+    what = f"{'XOR' if found.m == 1 else 'RS'}({found.k},{found.m}) with {found.origin}: {speed}"
+    if not found.isal_missing:
+        return [Row("erasure code", "ok", what)]
+    # numpy's XOR is nearly as fast.
+    verdict: Verdict = "ok" if found.backend == "xor" else "warn"
+    return [
+        Row(
+            "erasure code",
+            verdict,
+            what,
+            f"ten times as fast for two or more parities: {GET_ISAL}; looked for: {found.isal_missing}",
+        )
+    ]
+
+
+def judge_memory(found: Place, memory_bytes: int, user: int) -> list[Row]:
+    """Whether the segment directory's file system is memory, and large enough to begin with."""
+    what = f"{found.path} on {found.filesystem}, {decimal(found.free)} free of {decimal(found.total)}"
+    rows = []
+    if found.filesystem not in ("tmpfs", "ramfs", "unknown"):
+        rows.append(
+            Row("shared memory", "warn", what, "snapshots would wait for a disk: choose a directory on a tmpfs")
+        )
+    elif found.total <= CONTAINER_SHM:
+        rows.append(Row("shared memory", "fail", f"{what}: the default of containers, too small", ENLARGE))
+    elif memory_bytes > found.total:
+        rows.append(Row("shared memory", "fail", f"{what}, but memory_bytes is {decimal(memory_bytes)}", ENLARGE))
+    else:
+        rows.append(Row("shared memory", "ok", what))
+    return rows + _access("segment directory", found, user)
+
+
+def judge_storage(found: Place, written: Writing | None) -> list[Row]:
+    """Whether steps can be persisted, and whether that spares the page cache. `written` is None where nothing is yet."""
+    what = f"{found.path} on {found.filesystem}, {decimal(found.free)} free"
+    if written is None:
+        if found.writable:
+            return [Row("storage", "ok", f"{what}; will be made")]
+        return [Row("storage", "fail", f"{found.path} is not there and can't be made", "make it, owned by you")]
+    if written.problem:
+        return [Row("storage", "fail", f"{what}: cannot write ({written.problem})", "check space and permissions")]
+    if not written.direct:
+        return [
+            Row(
+                "storage",
+                "warn",
+                f"{what}; no O_DIRECT",
+                "writes go through the page cache: more CPU, and the trainers lose theirs",
+            )
+        ]
+    return [Row("storage", "ok", f"{what}; O_DIRECT")]
+
+
+def judge_run_dir(found: Place, user: int) -> list[Row]:
+    """Whether the daemon's socket can stand there. (That its path is short enough, the configuration has checked.)"""
+    rows = _access("run directory", found, user)
+    length = len(os.fsencode(found.path / "ckptd.sock"))
+    state = f"mode {found.mode:04o}" if found.exists else "will be made"
+    return rows or [Row("run directory", "ok", f"{found.path}, {state}; socket path of {length} of 107 bytes")]
+
+
+def _access(name: str, found: Place, user: int) -> list[Row]:
+    """What keeps a daemon of this user from having the directory to itself."""
+    if not found.writable:
+        state = "can't be written to" if found.exists else "is not there and can't be made"
+        return [Row(name, "fail", f"{found.path} {state}", "choose another directory")]
+    if found.exists and found.owner != user:
+        return [
+            Row(name, "fail", f"{found.path} belongs to user {found.owner}, you are {user}", "choose another directory")
+        ]
+    if found.exists and found.mode & 0o077:
+        return [
+            Row(
+                name,
+                "warn",
+                f"{found.path} is open to others (mode {found.mode:04o})",
+                "a daemon closes it at its start",
+            )
+        ]
+    return []
+
+
+def judge_answer(found: Answer) -> list[Row]:
+    """Whether a daemon answers, and is well. None at all is only a warning: one may be about to be started."""
+    if found.state == "well":
+        return [Row("daemon", "ok", f"{found.said} answers")]
+    if found.state == "silent":
+        return [Row("daemon", "warn", found.said, "or let Checkpointer start one")]
+    advice = "`ckptd status` shows all nodes" if found.state == "unwell" else ""
+    return [Row("daemon", "fail", found.said, advice)]
