@@ -188,7 +188,9 @@ def summary(results: list[Result]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeat", type=int, default=15, help="rounds (default 15)")
-    parser.add_argument("--mib", type=int, default=8, help="MiB of one symbol (default 8)")
+    parser.add_argument(
+        "--mib", type=int, default=4, help="MiB of one symbol (default 4, which is what a daemon codes at a time)"
+    )
     report.add_report(parser)
     options = parser.parse_args()
     results = [result for k, m in SHAPES for result in measure(k, m, options.mib << 20, options.repeat)]
