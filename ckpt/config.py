@@ -11,6 +11,8 @@ from ckptd.ckpt.groups import Group, groups_of
 from ckptd.ckpt.model import check_job_name
 
 MIB = 1024 * 1024
+BANDWIDTH_MIN = MIB
+CPU_SHARE_MIN = 0.01
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +62,10 @@ class Config:
     timing: Timing = field(default_factory=Timing)
     nice: int = 19
     """Scheduling niceness of the daemon: background work must not slow the trainers."""
+    bandwidth_bytes_s: int = 0
+    """The most that this node sends to and reads from the others together, in bytes a second; 0 is no cap."""
+    cpu_share: float = 0.0
+    """The most CPU time that moving bytes between the nodes may take here, in cores (0.5: half of one); 0 is no cap."""
 
     @property
     def groups(self) -> tuple[Group, ...]:
@@ -98,9 +104,21 @@ class Config:
             )
         if not 0 <= self.nice <= 19:
             raise UsageError(f"nice {self.nice}: expected 0 to 19")
+        self._check_caps()
         if len(str(self.run_dir / "ckptd.sock").encode(errors="surrogateescape")) > 100:
             raise UsageError(f"run directory {self.run_dir}: a socket path holds 107 bytes; choose a shorter directory")
         return self
+
+    def _check_caps(self) -> None:
+        if self.bandwidth_bytes_s and self.bandwidth_bytes_s < BANDWIDTH_MIN:
+            raise UsageError(
+                f"bandwidth_bytes_s {self.bandwidth_bytes_s}: expected 0 (no cap), or {BANDWIDTH_MIN} or more; with less "
+                "the others would take this node for dead"
+            )
+        if self.cpu_share and not CPU_SHARE_MIN <= self.cpu_share <= 1024:  # which nan is not either
+            raise UsageError(
+                f"cpu_share {self.cpu_share}: expected 0 (no cap), or {CPU_SHARE_MIN} to 1024 cores; 0.5 is half of one"
+            )
 
 
 def check_protection(nodes: int, parity: int, group_size: int) -> None:

@@ -42,6 +42,8 @@ class Settings(BaseSettings):
     memory_bytes: int = 0
     secret_file: Path | None = None
     nice: int = 19
+    bandwidth_bytes_s: int = 0
+    cpu_share: float = 0.0
 
     @classmethod
     def settings_customise_sources(
@@ -86,6 +88,8 @@ class Settings(BaseSettings):
             memory_bytes=self.memory_bytes,
             secret=read_secret(self.secret_file) if self.secret_file else b"",
             nice=self.nice,
+            bandwidth_bytes_s=self.bandwidth_bytes_s,
+            cpu_share=self.cpu_share,
         ).validate()
 
 

@@ -98,6 +98,16 @@ def serve(
         int | None,
         typer.Option(help="The most that snapshots may take here (default: the tmpfs).", show_default=False),
     ] = None,
+    bandwidth_bytes_s: Annotated[
+        int | None,
+        typer.Option(
+            help="The most to send and read together, bytes a second (default 0: no cap).", show_default=False
+        ),
+    ] = None,
+    cpu_share: Annotated[
+        float | None,
+        typer.Option(help="The most cores that moving bytes may take, as 0.5 (default 0: no cap).", show_default=False),
+    ] = None,
     clean_exit: Annotated[bool, typer.Option(help="Remove the snapshots when the daemon is stopped.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log every capture.")] = False,
 ) -> None:
@@ -113,6 +123,7 @@ def serve(
         job=job, node=node, nodes=nodes, parity=parity, group_size=group_size, domain=domain, run_dir=run_dir,
         segment_dir=segment_dir, storage=storage, persist_every=persist_every, keep_last=keep_last,
         keep_every=keep_every, secret_file=secret_file, slots=slots, memory_bytes=memory_bytes,
+        bandwidth_bytes_s=bandwidth_bytes_s, cpu_share=cpu_share,
     )  # fmt: skip
     found = settings.found_domain()
     log.info("failure domain: %s (%s)", found.domain or "unknown", found.source)

@@ -16,8 +16,8 @@ from ckptd.ckpt.inventory import Ledger, Parity
 from ckptd.ckpt.model import PIECE, Image, Table
 from ckptd.ckpt.pieces import digest_of, piece_sum, sums_of
 from ckptd.ckpt.recovery import Rung, group_of, holders, surviving
-from ckptd.daemon.ranges import Range, RangeReader
 from ckptd.daemon.segments import Segments, Stretch
+from ckptd.daemon.transport import Endpoint, Range, Transport
 
 WINDOW = 16
 """Pieces of one segment that are read and coded at a time: 4 MiB."""
@@ -28,7 +28,7 @@ Progress = Callable[[int], None]
 class Fetcher:
     """Reads what this node lacks. Used from the driver's job threads."""
 
-    def __init__(self, config: Config, segments: Segments, reader: RangeReader) -> None:
+    def __init__(self, config: Config, segments: Segments, reader: Transport) -> None:
         self._config, self._segments, self._reader = config, segments, reader
         self._pool = ThreadPoolExecutor(max_workers=8, thread_name_prefix="fetch")
 
@@ -186,7 +186,7 @@ class Fetcher:
         if report is None:
             raise PeerError(f"node {node} is lost")
         host, _ = split_address(self._config.nodes[node])
-        self._reader.read((host, report.data_port), wanted, into)
+        self._reader.read(Endpoint(node, host, report.data_port), wanted, into)
 
     def _read_own(self, wanted: Range, into: memoryview) -> None:
         what = wanted.what

@@ -23,11 +23,16 @@ from ckptd.daemon.fetch import Fetcher
 from ckptd.daemon.jobs import Jobs
 from ckptd.daemon.node import Node
 from ckptd.daemon.peers import Peers, PeerServer
-from ckptd.daemon.ranges import Holder, RangeReader, RangeServer
+from ckptd.daemon.range_reader import RangeReader
+from ckptd.daemon.range_server import RangeServer
+from ckptd.daemon.ranges import Member
 from ckptd.daemon.record import EventRecord
 from ckptd.daemon.records import Owner
 from ckptd.daemon.segments import Segments
 from ckptd.daemon.server import LocalServer
+from ckptd.daemon.throttle import Throttle
+from ckptd.daemon.transfers import Transfers
+from ckptd.daemon.transport import Holder
 from ckptd.erasure import serving
 
 log = logging.getLogger(__name__)
@@ -73,7 +78,11 @@ def serve(config: Config, *, clean_exit: bool = False) -> None:
 def _assemble(config: Config, segments: Segments, record: EventRecord, parts: contextlib.ExitStack) -> Driver:
     """Build and start every part; each is stopped by `parts` in the opposite order."""
     node = Node(config, boot=secrets.token_hex(8))
-    reader = RangeReader(job=config.job, secret=config.secret)
+    member = Member(job=config.job, node=config.node, secret=config.secret)
+    throttle = Throttle(bandwidth_bytes_s=config.bandwidth_bytes_s, cpu_share=config.cpu_share)
+    parts.callback(throttle.close)
+    transfers = Transfers()
+    reader = RangeReader(member, throttle=throttle, transfers=transfers)
     parts.callback(reader.close)
     fetcher = Fetcher(config, segments, reader)
     parts.callback(fetcher.close)
@@ -87,7 +96,7 @@ def _assemble(config: Config, segments: Segments, record: EventRecord, parts: co
     if len(config.nodes) > 1:
         host, _ = split_address(config.nodes[config.node])
         holder = Holder(segments.image, segments.parity, segments.check)
-        ranges = RangeServer(host, holder, job=config.job, secret=config.secret)
+        ranges = RangeServer(host, holder, member, throttle=throttle, transfers=transfers)
         parts.callback(ranges.close)
         node.data_port = ranges.port
 
@@ -96,7 +105,7 @@ def _assemble(config: Config, segments: Segments, record: EventRecord, parts: co
             peers.admit(letter, lambda: driver.post(event))
 
         parts.callback(PeerServer(config, node.boot, received).close)
-    local = LocalServer(config, driver, jobs, segments, record)
+    local = LocalServer(config, driver, jobs, segments, record, transfers)
     parts.callback(local.close)
     local.start()
     return driver

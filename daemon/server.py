@@ -36,6 +36,7 @@ from ckptd.daemon.jobs import Jobs
 from ckptd.daemon.node import Node
 from ckptd.daemon.record import EventRecord
 from ckptd.daemon.segments import Segments
+from ckptd.daemon.transfers import Transfers
 
 log = logging.getLogger(__name__)
 
@@ -47,8 +48,11 @@ LEVELS = ("none", "captured", "sealed", "persisted")
 class LocalServer:
     """Serves `METHODS` of `ckptd.ckpt.wire.rpc`; each has a method here, in lower case."""
 
-    def __init__(self, config: Config, driver: Driver, jobs: Jobs, segments: Segments, record: EventRecord) -> None:
+    def __init__(
+        self, config: Config, driver: Driver, jobs: Jobs, segments: Segments, record: EventRecord, transfers: Transfers
+    ) -> None:
         self._config, self._driver, self._jobs, self._segments, self._record = config, driver, jobs, segments, record
+        self._transfers = transfers
         self._gatherings = Gatherings(self._bring, segments.release)
         self.socket = config.run_dir / "ckptd.sock"
         self._server = grpc.server(ThreadPoolExecutor(32, "local"))
@@ -188,7 +192,7 @@ class LocalServer:
     def status(self, _: pb.Empty) -> pb.Document:
         usage = self._segments.usage()
         status = self._driver.look(lambda node: views.status(node, usage))
-        return _document(status | {"work": self._jobs.progress.now()})
+        return _document(status | {"work": self._jobs.progress.now(), "transfers": self._transfers.to_json()})
 
     def list(self, _: pb.Empty) -> pb.Document:
         stored = self._jobs.stored()

@@ -59,7 +59,19 @@ def status(content: dict[str, Any]) -> RenderableType:
         ("snapshots skipped", str(content["skipped"])),
     )
     problem = [Text(content["reason"], style="red")] if content["reason"] else []
-    return Group(table, facts, *problem)
+    moved = [_transfers(content["transfers"])] if content.get("transfers") else []
+    return Group(table, facts, *moved, *problem)
+
+
+def _transfers(rows: list[dict[str, Any]]) -> RenderableType:
+    table = _table("between this node and the others", "node", "read", "at", "delay", "sent", "at", "failed reads")
+    for row in rows:
+        read, sent = row["read"], row["sent"]
+        rates = [f"{decimal(flow['recent_bytes_s'])}/s" if flow["count"] else "-" for flow in (read, sent)]
+        delay = f"{read['first_s'] * 1e3:.1f} ms" if read["count"] else "-"
+        cells = (row["node"], decimal(read["bytes"]), rates[0], delay, decimal(sent["bytes"]), rates[1], read["failed"])
+        _row(table, *cells)
+    return table
 
 
 def steps(content: dict[str, Any]) -> RenderableType:

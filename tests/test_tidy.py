@@ -110,7 +110,7 @@ def test_broad_excepts_are_counted() -> None:
     assert set(found) <= {
         "daemon/driver.py",  # the driver's last line: log and end the process
         "daemon/cli.py",  # the command line's last line
-        "daemon/ranges.py",  # a connection in an unknown state is closed, then the error goes on
+        "daemon/range_reader.py",  # a connection in an unknown state is closed, then the error goes on
         "integrations/capture.py",  # nothing that goes wrong in the background may kill the training
         "integrations/checkpointer.py",
     }

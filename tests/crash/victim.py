@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ckptd.daemon import cli, fetch, peers, ranges, segments, server
+from ckptd.daemon import channel, cli, fetch, peers, range_reader, range_server, segments, server
 from ckptd.erasure import Code
 
 PLAN, STEPS = "plan.json", "steps.txt"
@@ -87,9 +87,9 @@ def wrap(steps: Steps) -> None:
     _before(Code, "decode", lambda *_: "write decoded bytes", steps)
     _before(peers.Peers, "send", lambda _, to, letter: f"send {type(letter).__name__}", steps)
     _before(peers, "letter_in", lambda *_: "take a letter", steps)
-    _before(ranges.RangeReader, "read", lambda *_: "ask for a range", steps)
-    _before(ranges, "_receive_into", lambda *_: "write received bytes", steps)
-    _before(ranges.RangeServer, "_answer", lambda *_: "serve a range", steps)
+    _before(range_reader.RangeReader, "read", lambda *_: "ask for a range", steps)
+    _before(channel.PlainChannel, "receive_into", lambda *_: "write received bytes", steps)
+    _before(range_server.RangeServer, "_answer", lambda *_: "serve a range", steps)
     _before(fetch.Fetcher, "_read_own", lambda *_: "copy own bytes", steps)
     for name in ("attach", "decide", "join", "gather", "release", "begin", "commit"):
         _before(server.LocalServer, name, lambda *_, name=name: f"take {name}", steps)

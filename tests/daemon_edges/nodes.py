@@ -17,8 +17,11 @@ from ckptd.ckpt.storage import Storage
 from ckptd.daemon import events as ev
 from ckptd.daemon.fetch import Fetcher
 from ckptd.daemon.jobs import Jobs
-from ckptd.daemon.ranges import Holder, RangeReader, RangeServer
+from ckptd.daemon.range_reader import RangeReader
+from ckptd.daemon.range_server import RangeServer
+from ckptd.daemon.ranges import Member
 from ckptd.daemon.segments import Segments
+from ckptd.daemon.transport import Holder
 
 JOB, SECRET = "j", b"s" * 32
 
@@ -32,8 +35,9 @@ class NodeHere:
         self.segments = Segments(folder / str(config.node))
         self.segments.on_damage = self.damage.append
         holder = Holder(self.segments.image, self.segments.parity, self.segments.check)
-        self.server = RangeServer("127.0.0.1", holder, job=JOB, secret=SECRET)
-        self._reader = RangeReader(job=JOB, secret=SECRET)
+        member = Member(job=JOB, node=config.node, secret=SECRET)
+        self.server = RangeServer("127.0.0.1", holder, member)
+        self._reader = RangeReader(member)
         self.fetcher = Fetcher(config, self.segments, self._reader)
         self.jobs = Jobs(config, self.segments, self.fetcher, storage)
 
