@@ -24,7 +24,7 @@ from ckptd.ckpt.errors import CkptdError, UsageError
 from ckptd.ckpt.model import Version
 from ckptd.ckpt.settings import read
 from ckptd.daemon import bars, tables
-from ckptd.daemon.cli_options import AsJson, Domain, GroupSize, Job, Parity, RunDir, Slots
+from ckptd.daemon.cli_options import AsJson, Bandwidth, CpuShare, Domain, GroupSize, Job, Parity, RunDir, Slots
 from ckptd.daemon.plan_command import plan
 
 log = logging.getLogger(__name__)
@@ -98,16 +98,8 @@ def serve(
         int | None,
         typer.Option(help="The most that snapshots may take here (default: the tmpfs).", show_default=False),
     ] = None,
-    bandwidth_bytes_s: Annotated[
-        int | None,
-        typer.Option(
-            help="The most to send and read together, bytes a second (default 0: no cap).", show_default=False
-        ),
-    ] = None,
-    cpu_share: Annotated[
-        float | None,
-        typer.Option(help="The most cores that moving bytes may take, as 0.5 (default 0: no cap).", show_default=False),
-    ] = None,
+    bandwidth_bytes_s: Bandwidth = None,
+    cpu_share: CpuShare = None,
     clean_exit: Annotated[bool, typer.Option(help="Remove the snapshots when the daemon is stopped.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log every capture.")] = False,
 ) -> None:

@@ -31,3 +31,11 @@ Domain = Annotated[
         show_default=False,
     ),
 ]
+Bandwidth = Annotated[
+    int | None,
+    typer.Option(help="The most to send and read together, bytes a second (default 0: no cap).", show_default=False),
+]
+CpuShare = Annotated[
+    float | None,
+    typer.Option(help="The most cores that moving bytes may take, as 0.5 (default 0: no cap).", show_default=False),
+]

@@ -44,6 +44,7 @@ def test_every_field_reaches_the_configuration(monkeypatch: pytest.MonkeyPatch, 
         "SEGMENT_DIR": "s", "STORAGE": "p", "PERSIST_EVERY": "5", "SLOTS": "2", "MEMORY_BYTES": "1000",
         "SECRET_FILE": "secret", "NICE": "3", "KEEP_LAST": "4", "KEEP_EVERY": "100", "DOMAIN": "rack-7",
         "DOMAIN_LABEL": "rack",
+        "BANDWIDTH_BYTES_S": "5000000", "CPU_SHARE": "0.5",
     }  # fmt: skip
     assert {name.lower() for name in values} == set(settings.Settings.model_fields)
     for name, value in values.items():
@@ -55,6 +56,7 @@ def test_every_field_reaches_the_configuration(monkeypatch: pytest.MonkeyPatch, 
     assert (config.persist_every, config.slots, config.memory_bytes, config.nice) == (5, 2, 1000, 3)
     assert (config.keep_last, config.keep_every) == (4, 100)
     assert config.domain == "rack-7"
+    assert (config.bandwidth_bytes_s, config.cpu_share) == (5_000_000, 0.5)
     assert config.secret == b"ab" * 16
     assert "ab" * 16 not in repr(config)
 

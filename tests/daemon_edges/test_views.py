@@ -18,6 +18,7 @@ from ckptd.ckpt.storage import Step
 from ckptd.daemon import tables, views
 from ckptd.daemon.events import FoundParity, Scanned
 from ckptd.daemon.node import Node
+from ckptd.daemon.transfers import Transfers
 
 V1, V2, V3 = Version(1, 10), Version(1, 20), Version(2, 30)
 USAGE = {"payload": 3_000_000, "parity": 1_000_000}
@@ -95,6 +96,18 @@ def test_status_of_a_healthy_job(node: Node) -> None:
         "losses still tolerated  1",
     ):
         assert word in text
+
+
+def test_status_shows_the_transfers(node: Node) -> None:
+    """What was read from and sent to each node, how fast of late, and how many reads failed."""
+    node.ledger = ledger(report(0, V1), report(1, V1))
+    record = Transfers()
+    record.read(1, 3_000_000, 0.001, 0.0125)
+    record.failed(1)
+    text = printed(tables.status(views.status(node, USAGE) | {"transfers": record.to_json()}))
+    for shown in ("3.0 MB", "3.0 GB/s", "12.5 ms", "0 bytes"):
+        assert shown in text
+    assert "delay" not in printed(tables.status(views.status(node, USAGE) | {"transfers": []}))
 
 
 def test_status_with_a_lost_node(node: Node) -> None:
