@@ -23,8 +23,7 @@ from ckptd.daemon.range_reader import RangeReader
 from ckptd.daemon.range_server import RangeServer
 from ckptd.daemon.ranges import PIECES_MAX, REPLY, REQUEST, Asked, Limits, Reply, Status, Verb, echo_of
 from ckptd.daemon.throttle import Throttle
-from ckptd.daemon.transfers import Transfers
-from ckptd.daemon.transport import DamagedThere, Endpoint, NotHeld, Range
+from ckptd.daemon.transport import DamagedThere, Endpoint, Range
 
 
 @pytest.fixture
@@ -339,20 +338,6 @@ def test_several_requests_are_under_way() -> None:
     with listening(talk) as where, contextlib.closing(made) as reader:
         assert read(reader, where, 0, 6) == DATA[: 6 * PIECE]
     assert fourth == ["reader timed out: nothing got through any more"]
-
-
-def test_transfers_are_recorded(server: RangeServer) -> None:
-    """Bytes, time and count of what was read are kept for each node; so are reads that failed, damage included."""
-    transfers = Transfers()
-    with contextlib.closing(RangeReader(READER, transfers=transfers)) as reader:
-        read(reader, endpoint(server))
-        read(reader, endpoint(server), 0, 1)
-        with pytest.raises(NotHeld):
-            read(reader, endpoint(server), PIECES, 1, PARITY)
-    (row,) = transfers.to_json()
-    assert (row["node"], row["read"]["bytes"], row["read"]["count"], row["read"]["failed"]) == (1, 4 * PIECE, 2, 1)
-    assert row["read"]["seconds"] > 0
-    assert row["read"]["first_s"] > 0
 
 
 def test_requests_have_a_limit() -> None:

@@ -23,7 +23,6 @@ from ckptd.daemon.handshake import MAGIC
 from ckptd.daemon.range_reader import RangeReader
 from ckptd.daemon.range_server import RangeServer
 from ckptd.daemon.ranges import PIECES_MAX, REPLY, REQUEST, Limits, Reply, Status, Verb, echo_of, pack_request
-from ckptd.daemon.transfers import Transfers
 from ckptd.daemon.transport import Endpoint, Range
 
 HELLO_BYTES = len(MAGIC) + 5 + 1 + len(READER.job) + 64
@@ -247,17 +246,6 @@ def test_one_address_does_not_take_all(held: Held) -> None:
         socket.create_connection((HOST, server.port), timeout=20.0, source_address=("127.0.0.7", 0)) as other,
     ):
         assert other.recv(len(MAGIC)) == MAGIC
-
-
-def test_what_was_sent_is_recorded(held: Held) -> None:
-    """Bytes, time and count are kept for each node that reads here."""
-    transfers = Transfers()
-    server = RangeServer(HOST, held.holder(), SERVER, transfers=transfers)
-    with contextlib.closing(RangeReader(replace(READER, node=4))) as reader:
-        reader.read(Endpoint(1, HOST, server.port), Range(V, IMAGE, 0, 2), memoryview(bytearray(2 * PIECE)))
-        rows = until(transfers.to_json, "the server has noted it")
-    server.close()
-    assert (rows[0]["node"], rows[0]["sent"]["bytes"], rows[0]["sent"]["count"]) == (4, 2 * PIECE, 1)
 
 
 def test_an_address_of_another_machine(held: Held) -> None:
