@@ -46,10 +46,10 @@ def test_transfers_are_recorded(server: RangeServer) -> None:
     assert row["read"]["first_s"] > 0
 
 
-def test_what_was_sent_is_recorded(held: Held) -> None:
+def test_what_was_sent_is_recorded() -> None:
     """Bytes, time and count are kept for each node that reads here."""
     transfers = Transfers()
-    server = RangeServer(HOST, held.holder(), SERVER, transfers=transfers)
+    server = RangeServer(HOST, Held().holder(), SERVER, transfers=transfers)
     with contextlib.closing(RangeReader(replace(READER, node=4))) as reader:
         read(reader, server, 0, 2)
         rows = until(transfers.to_json, "the server has noted it")

@@ -261,6 +261,20 @@ def test_a_server_that_was_restarted(reader: RangeReader) -> None:
     second.close()
 
 
+def test_all_connections_to_a_dead_daemon_are_forgotten(reader: RangeReader) -> None:
+    """However many idle connections died with a daemon, the next read finds its successor."""
+    held = Held()
+    first = RangeServer(HOST, held.holder(), SERVER)
+    links = [reader._checkout(endpoint(first)) for _ in range(5)]
+    for link in links:
+        reader._give_back(endpoint(first), link)
+    first.close()
+    second = RangeServer(HOST, held.holder(), SERVER)
+    reader._idle[endpoint(second)] = reader._idle.pop(endpoint(first))
+    assert read(reader, endpoint(second)) == DATA[: 3 * PIECE]
+    second.close()
+
+
 def test_a_server_that_is_gone(server: RangeServer, reader: RangeReader) -> None:
     """After the end of the server an idle connection and a new one both fail with its name."""
     read(reader, endpoint(server))

@@ -125,8 +125,9 @@ def test_a_check_reports_the_damage(server: RangeServer, held: Held) -> None:
 def test_garbage_does_not_hurt(server: RangeServer, garbage: bytes) -> None:
     """Whoever speaks nonsense, or hangs up in the middle, is dropped, and the others are served."""
     with connected(server.port, None) as stranger:
-        stranger.send(garbage)
-        stranger._connection.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(OSError, PeerError):  # it may have hung up by now
+            stranger.send(garbage)
+            stranger._connection.shutdown(socket.SHUT_WR)
         assert is_closed(stranger)
     assert serves(server)
 
