@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 
 from ckptd.ckpt.domain import check_domain
@@ -13,6 +14,7 @@ from ckptd.ckpt.model import check_job_name
 MIB = 1024 * 1024
 BANDWIDTH_MIN = MIB
 CPU_SHARE_MIN = 0.01
+SOON_DAYS = 30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +27,23 @@ class Timing:
     """A node that has been silent for this long counts as lost."""
     settle_s: float = 10.0
     """How long a restore decision waits for nodes that have never been heard before it goes on without them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tls:
+    """What one node needs for mutual TLS, read and checked by `ckptd.ckpt.certs`. The three contents are PEM."""
+
+    directory: Path
+    node: int
+    ca: bytes
+    certificate: bytes
+    key: bytes = field(repr=False)
+    until: datetime
+    """When the first of the two certificates expires."""
+
+    def days_left(self, now: datetime) -> int:
+        """Whole days until then; below `SOON_DAYS` it is time to do something. `now` has a time zone."""
+        return (self.until - now).days
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +78,8 @@ class Config:
     """The most that slots and parities may take on this node; 0 stands for what the tmpfs has."""
     secret: bytes = field(default=b"", repr=False)
     """Shared by the daemons of a job, at least 16 bytes; needed with more than one node."""
+    tls: Tls | None = None
+    """Encrypts what the daemons send each other; all nodes have it, or none."""
     timing: Timing = field(default_factory=Timing)
     nice: int = 19
     """Scheduling niceness of the daemon: background work must not slow the trainers."""

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import stat
 import tempfile
+from dataclasses import replace
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
-from ckptd.ckpt.config import Config
+from ckptd.ckpt.config import Config, Tls
 from ckptd.ckpt.domain import Found, domain_from
 from ckptd.ckpt.errors import AccessError, UsageError
 
@@ -41,6 +43,7 @@ class Settings(BaseSettings):
     slots: int = 3
     memory_bytes: int = 0
     secret_file: Path | None = None
+    tls_dir: Path | None = None
     nice: int = 19
     bandwidth_bytes_s: int = 0
     cpu_share: float = 0.0
@@ -70,11 +73,10 @@ class Settings(BaseSettings):
         run_dir = self.where()
         # A folder for each user: one that all share would belong to whoever came first.
         segments = self.segment_dir or Path(f"/dev/shm/ckptd-{os.getuid()}") / f"{self.job}-{self.node}"  # noqa: S108
-        nodes = tuple(part.strip() for part in self.nodes.split(",") if part.strip()) or ("127.0.0.1:0",)
-        return Config(
+        config = Config(
             job=self.job,
             node=self.node,
-            nodes=nodes,
+            nodes=self.addresses(),
             parity=self.parity,
             group_size=self.group_size,
             domain=self.found_domain().domain,
@@ -91,6 +93,22 @@ class Settings(BaseSettings):
             bandwidth_bytes_s=self.bandwidth_bytes_s,
             cpu_share=self.cpu_share,
         ).validate()
+        return replace(config, tls=self.tls(datetime.now(timezone.utc)))
+
+    def tls(self, now: datetime) -> Tls | None:
+        """This node's certificate and key, checked; None when TLS is off. Raises UsageError or AccessError."""
+        if not self.tls_dir:
+            return None
+        from ckptd.ckpt import certs  # only here: trainers and most commands have no use for its library
+
+        nodes = self.addresses()
+        if not 0 <= self.node < len(nodes):
+            raise UsageError(f"node {self.node}: expected 0 to {len(nodes) - 1}, the index of this node in --nodes")
+        return certs.load(self.tls_dir.absolute(), self.node, nodes[self.node], now)
+
+    def addresses(self) -> tuple[str, ...]:
+        """The control address of every node."""
+        return tuple(part.strip() for part in self.nodes.split(",") if part.strip()) or ("127.0.0.1:0",)
 
 
 def read(**arguments: Any) -> Settings:

@@ -23,8 +23,8 @@ from ckptd.ckpt.client import Client
 from ckptd.ckpt.errors import CkptdError, UsageError
 from ckptd.ckpt.model import Version
 from ckptd.ckpt.settings import read
-from ckptd.daemon import bars, tables
-from ckptd.daemon.cli_options import AsJson, Bandwidth, CpuShare, Domain, GroupSize, Job, Parity, RunDir, Slots
+from ckptd.daemon import bars, certs_command, tables
+from ckptd.daemon.cli_options import AsJson, Bandwidth, CpuShare, Domain, GroupSize, Job, Parity, RunDir, Slots, TlsDir
 from ckptd.daemon.plan_command import plan
 
 log = logging.getLogger(__name__)
@@ -93,6 +93,7 @@ def serve(
         Path | None,
         typer.Option(help="A file of mode 0600 with the job's secret; needed with several nodes.", show_default=False),
     ] = None,
+    tls_dir: TlsDir = None,
     slots: Slots = None,
     memory_bytes: Annotated[
         int | None,
@@ -115,11 +116,14 @@ def serve(
         job=job, node=node, nodes=nodes, parity=parity, group_size=group_size, domain=domain, run_dir=run_dir,
         segment_dir=segment_dir, storage=storage, persist_every=persist_every, keep_last=keep_last,
         keep_every=keep_every, secret_file=secret_file, slots=slots, memory_bytes=memory_bytes,
-        bandwidth_bytes_s=bandwidth_bytes_s, cpu_share=cpu_share,
+        bandwidth_bytes_s=bandwidth_bytes_s, cpu_share=cpu_share, tls_dir=tls_dir,
     )  # fmt: skip
     found = settings.found_domain()
     log.info("failure domain: %s (%s)", found.domain or "unknown", found.source)
     run(settings.config(), clean_exit=clean_exit)
+
+
+app.command()(certs_command.certs)
 
 
 @app.command()

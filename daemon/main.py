@@ -9,15 +9,17 @@ import secrets
 import signal
 import threading
 from collections.abc import Iterator
+from datetime import datetime, timezone
 from pathlib import Path
 from types import FrameType
 
-from ckptd.ckpt.config import Config, split_address
+from ckptd.ckpt.config import SOON_DAYS, Config, split_address
 from ckptd.ckpt.inventory import Ledger, Report
 from ckptd.ckpt.recovery import group_of
 from ckptd.ckpt.shm import exclusive, private_dir
 from ckptd.ckpt.storage import Storage
 from ckptd.daemon import events as ev
+from ckptd.daemon.channel import PLAIN
 from ckptd.daemon.driver import Driver
 from ckptd.daemon.fetch import Fetcher
 from ckptd.daemon.jobs import Jobs
@@ -28,6 +30,7 @@ from ckptd.daemon.range_server import RangeServer
 from ckptd.daemon.ranges import Member
 from ckptd.daemon.record import EventRecord
 from ckptd.daemon.records import Owner
+from ckptd.daemon.sealed import SEALED
 from ckptd.daemon.segments import Segments
 from ckptd.daemon.server import LocalServer
 from ckptd.daemon.throttle import Throttle
@@ -72,13 +75,16 @@ def serve(config: Config, *, clean_exit: bool = False) -> None:
             log.info("parity of %d by %d nodes, made with %s", group.code.k, group.code.m, origin)
         if len(config.nodes) == 1:
             log.warning("a single node has no parity: its snapshots survive the trainer, not the node")
+        if config.tls and (left := config.tls.days_left(datetime.now(timezone.utc))) < SOON_DAYS:
+            log.warning("this node's certificate expires in %d days; make new ones with `ckptd certs` in time", left)
         driver.run(stopping.is_set)
 
 
 def _assemble(config: Config, segments: Segments, record: EventRecord, parts: contextlib.ExitStack) -> Driver:
     """Build and start every part; each is stopped by `parts` in the opposite order."""
     node = Node(config, boot=secrets.token_hex(8))
-    member = Member(job=config.job, node=config.node, secret=config.secret)
+    wrapping = SEALED if config.tls else PLAIN
+    member = Member(job=config.job, node=config.node, secret=config.secret, wrapping=wrapping)
     throttle = Throttle(bandwidth_bytes_s=config.bandwidth_bytes_s, cpu_share=config.cpu_share)
     parts.callback(throttle.close)
     transfers = Transfers()

@@ -11,6 +11,7 @@ import contextlib
 import logging
 import secrets
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,12 +27,14 @@ from ckptd.ckpt.inventory import Ledger, Report
 from ckptd.ckpt.wire import ckptd_pb2 as pb
 from ckptd.ckpt.wire.rpc import MESSAGE_MAX, PEER, error_of
 from ckptd.ckpt.wire.translate import letter_in, letter_out
+from ckptd.daemon import tls
 from ckptd.daemon.places import Places
 
 log = logging.getLogger(__name__)
 
 _CALL_S = 5.0
 _SESSIONS_MAX = 1024
+_LOOK_AGAIN_S = 2.0
 _LIMITS = [("grpc.max_receive_message_length", MESSAGE_MAX), ("grpc.max_send_message_length", MESSAGE_MAX)]
 _CHANNEL = [
     *_LIMITS,
@@ -70,7 +73,7 @@ class PeerServer:
         servicer.set("", health_pb2.HealthCheckResponse.SERVING)
         health_pb2_grpc.add_HealthServicer_to_server(servicer, self._server)
         try:
-            bound = self._server.add_insecure_port(config.nodes[config.node])
+            bound = tls.listen(self._server, config.nodes[config.node], config.tls)
         except RuntimeError as error:
             address = config.nodes[config.node]
             raise AccessError(f"cannot listen on {address} ({error}); is another daemon there?") from error
@@ -148,11 +151,13 @@ class _Mailbox:
         self._wake = threading.Condition()
         self._closing = False
         self._complaint = ""
+        self._mismatch = ""
+        self._looked_at = -_LOOK_AGAIN_S
         self._connect()
         threading.Thread(target=self._run, name=f"peer-{node}", daemon=True).start()
 
     def _connect(self) -> None:
-        self._channel = grpc.insecure_channel(self._config.nodes[self._node], options=_CHANNEL)
+        self._channel = tls.channel(self._config.nodes[self._node], self._config.tls, _CHANNEL)
         call = self._channel.unary_unary
         self._challenge = call(
             f"/{PEER}/Challenge", pb.ChallengeRequest.SerializeToString, pb.ChallengeReply.FromString
@@ -224,12 +229,22 @@ class _Mailbox:
             self._session = None
             if isinstance(error, grpc.RpcError) and error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
                 self._reconnect()
-            complaint = str(error_of(error, f"node {self._node}") if isinstance(error, grpc.RpcError) else error)
+            complaint = self._reason(error) if isinstance(error, grpc.RpcError) else str(error)
             if complaint != self._complaint:
                 log.info("node %d (%s): %s", self._node, self._config.nodes[self._node], complaint)
             self._complaint = complaint
         else:
             self._complaint = ""
+
+    def _reason(self, error: grpc.RpcError) -> str:
+        """What to say of a call that failed. gRPC does not tell a daemon that is gone from one with other TLS settings."""
+        if error.code() is grpc.StatusCode.UNAVAILABLE:
+            if time.monotonic() - self._looked_at >= _LOOK_AGAIN_S:
+                self._mismatch = tls.mismatch(self._config.nodes[self._node], self._config.tls)
+                self._looked_at = time.monotonic()
+            if self._mismatch:
+                return self._mismatch
+        return str(error_of(error, f"node {self._node}"))
 
     def _reconnect(self) -> None:
         """A connection may go dumb without ending: a router forgot it, or a flipped bit made the peer wait for the rest of

@@ -24,6 +24,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,6 +33,7 @@ from ckptd.ckpt.config import Config
 from ckptd.ckpt.errors import DaemonUnavailable
 from ckptd.ckpt.model import Version
 from ckptd.ckpt.shm import private_dir
+from ckptd.daemon.certs import make
 from ckptd.daemon.driver import Driver
 from ckptd.daemon.main import _assemble
 from ckptd.daemon.record import EventRecord
@@ -68,8 +70,9 @@ class Cluster:
     """Daemons as processes. Rank r lives on node `placement[r]` (default: one rank a node) and has a client here."""
 
     def __init__(
-        self, nodes: int, *, parity: int, placement: Sequence[int] | None = None, persist_every: int = 0, slots: int = 3
-    ) -> None:
+        self, nodes: int, *, parity: int, placement: Sequence[int] | None = None, persist_every: int = 0, slots: int = 3,
+        encrypted: bool = False,
+    ) -> None:  # fmt: skip
         self.parity, self._persist_every, self._slots = parity, persist_every, slots
         self.placement = list(range(nodes)) if placement is None else list(placement)
         self.processes: dict[int, subprocess.Popen[bytes]] = {}
@@ -88,6 +91,9 @@ class Cluster:
         self.addresses = [
             free_address(f"127.{77 + network // 200}.{network % 200}.{node + 1}") for node in range(nodes)
         ]
+        self._tls_dir = self._folder / "certs" if encrypted else None
+        if self._tls_dir:
+            make(self._tls_dir, self.addresses, now=datetime.now(timezone.utc), days=100)
 
     def __enter__(self) -> Cluster:  # noqa: PYI034 - `Self` needs Python 3.11
         try:
@@ -125,6 +131,7 @@ class Cluster:
         command += ["--run-dir", str(self.run_dir(node)), "--segment-dir", str(self.segments(node))]
         command += ["--storage", str(self.storage), "--persist-every", str(self._persist_every)]
         command += ["--secret-file", str(self._secret)]
+        command += ["--tls-dir", str(self._tls_dir)] if self._tls_dir else []
         with (self._folder / f"log{node}").open("a") as log:
             self.processes[node] = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stderr=log, cwd=self._folder, env=_ENVIRONMENT

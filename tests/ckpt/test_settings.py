@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from datetime import datetime, timezone
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from ckptd.ckpt import settings
 from ckptd.ckpt.errors import AccessError, UsageError
 from ckptd.ckpt.settings import read, read_secret, runtime_root
+from ckptd.daemon.certs import make
 
 
 @pytest.fixture(autouse=True)
@@ -39,12 +41,14 @@ def test_every_field_reaches_the_configuration(monkeypatch: pytest.MonkeyPatch, 
     secret = tmp_path / "secret"
     secret.write_text("  " + "ab" * 16 + "\n")
     secret.chmod(0o600)
+    make(tmp_path / "certs", ["127.0.0.1:7", "127.0.0.2:8"], now=datetime.now(timezone.utc), days=9)
     values = {
         "JOB": "j", "NODE": "1", "NODES": "127.0.0.1:7, 127.0.0.2:8,", "PARITY": "0", "GROUP_SIZE": "4", "RUN_DIR": "r",
         "SEGMENT_DIR": "s", "STORAGE": "p", "PERSIST_EVERY": "5", "SLOTS": "2", "MEMORY_BYTES": "1000",
         "SECRET_FILE": "secret", "NICE": "3", "KEEP_LAST": "4", "KEEP_EVERY": "100", "DOMAIN": "rack-7",
         "DOMAIN_LABEL": "rack",
         "BANDWIDTH_BYTES_S": "5000000", "CPU_SHARE": "0.5",
+        "TLS_DIR": "certs",
     }  # fmt: skip
     assert {name.lower() for name in values} == set(settings.Settings.model_fields)
     for name, value in values.items():
@@ -59,6 +63,8 @@ def test_every_field_reaches_the_configuration(monkeypatch: pytest.MonkeyPatch, 
     assert (config.bandwidth_bytes_s, config.cpu_share) == (5_000_000, 0.5)
     assert config.secret == b"ab" * 16
     assert "ab" * 16 not in repr(config)
+    assert config.tls is not None
+    assert (config.tls.directory, config.tls.node) == (tmp_path / "certs", 1)
 
 
 def pod(content: bytes) -> None:

@@ -1,13 +1,15 @@
-"""What the contract of `Transport` runs on: the real one over TCP, and one in memory for tests of what stands above it.
+"""What the contract of `Transport` runs on: the real one over TCP, plain and sealed, and one in memory for tests of what
+stands above it.
 
 Both read what a `Held` holds, over a path with the `Faults` that the test asks for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 
 from tests.payload import bytes_of
 
@@ -15,10 +17,11 @@ from ckptd.ckpt.errors import CorruptionError, PeerError
 from ckptd.ckpt.inventory import Parity
 from ckptd.ckpt.model import PIECE, Image, Version
 from ckptd.ckpt.pieces import Buffer, digest_of, piece_sum, sums_of
-from ckptd.daemon.channel import Channel, Session, Wrapping
+from ckptd.daemon.channel import PLAIN, Channel, Session, Wrapping
 from ckptd.daemon.range_reader import RangeReader
 from ckptd.daemon.range_server import RangeServer
 from ckptd.daemon.ranges import Limits, Member
+from ckptd.daemon.sealed import SEALED
 from ckptd.daemon.segments import Stretch
 from ckptd.daemon.throttle import Throttle
 from ckptd.daemon.transport import DamagedThere, Endpoint, Holder, NotHeld, Range, Transport
@@ -192,16 +195,16 @@ class Wire:
 
 
 @contextmanager
-def over_tcp() -> Iterator[Wire]:
-    """The real transport and a real server; the faults lie in the wrapping of the reader's connections."""
+def over_tcp(wrapping: Wrapping) -> Iterator[Wire]:
+    """The real transport and a real server; the faults lie above the wrapping of the reader's connections."""
     held, faults, throttle = Held(), Faults(), Throttle()
     throttle.grain = GRAIN
 
     def wrap(channel: Channel, session: Session) -> Channel:
-        return FaultyChannel(channel, session.where, faults)
+        return FaultyChannel(wrapping.wrap(channel, session), session.where, faults)
 
-    server = RangeServer(HOST, held.holder(), SERVER)
-    reader = Member(job=JOB, node=0, secret=SECRET, wrapping=Wrapping(SERVER.wrapping.code, "faulty", wrap))
+    server = RangeServer(HOST, held.holder(), replace(SERVER, wrapping=wrapping))
+    reader = Member(job=JOB, node=0, secret=SECRET, wrapping=Wrapping(wrapping.code, "faulty", wrap))
     transport = RangeReader(reader, limits=Limits(stall_s=5.0), throttle=throttle)
     try:
         yield Wire(transport, Endpoint(1, HOST, server.port), held, faults)
@@ -217,4 +220,8 @@ def in_memory() -> Iterator[Wire]:
     yield Wire(MemoryTransport(1, held, faults), Endpoint(1, HOST, 1), held, faults)
 
 
-WIRES = {"tcp": over_tcp, "memory": in_memory}
+WIRES: dict[str, Callable[[], AbstractContextManager[Wire]]] = {
+    "tcp": partial(over_tcp, PLAIN),
+    "sealed": partial(over_tcp, SEALED),
+    "memory": in_memory,
+}
