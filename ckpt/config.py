@@ -8,8 +8,8 @@ from pathlib import Path
 
 from ckptd.ckpt.domain import check_domain
 from ckptd.ckpt.errors import UsageError
-from ckptd.ckpt.groups import Group, groups_of
-from ckptd.ckpt.model import check_job_name
+from ckptd.ckpt.groups import map_of
+from ckptd.ckpt.model import GroupMap, check_job_name
 
 MIB = 1024 * 1024
 BANDWIDTH_MIN = MIB
@@ -25,6 +25,8 @@ class Timing:
     """A node repeats its report at least this often; changes are reported at once."""
     lost_after_s: float = 2.0
     """A node that has been silent for this long counts as lost."""
+    leave_after_s: float = 60.0
+    """A node that has been lost for this long has left: its payload is taken over by others, and the map is made anew."""
     settle_s: float = 10.0
     """How long a restore decision waits for nodes that have never been heard before it goes on without them."""
 
@@ -68,10 +70,10 @@ class Config:
     storage: Path | None = None
     """Where persisted steps go; None keeps everything in memory."""
     persist_every: int = 0
+    """Persist the first sealed step at or after every multiple of this; 0 never."""
     keep_last: int = 0
     """Persisted steps to keep; 0: all. Also kept are those of a multiple of `keep_every`, if that is set."""
     keep_every: int = 0
-    """Persist the first sealed step at or after every multiple of this; 0 never."""
     slots: int = 3
     """Slots of each rank. Two suffice; three let capture and protection overlap."""
     memory_bytes: int = 0
@@ -80,6 +82,8 @@ class Config:
     """Shared by the daemons of a job, at least 16 bytes; needed with more than one node."""
     tls: Tls | None = None
     """Encrypts what the daemons send each other; all nodes have it, or none."""
+    scrub_every_s: float = 600.0
+    """In so many seconds everything that is kept in memory is checked once; 0: only what is read is checked."""
     timing: Timing = field(default_factory=Timing)
     nice: int = 19
     """Scheduling niceness of the daemon: background work must not slow the trainers."""
@@ -89,9 +93,9 @@ class Config:
     """The most CPU time that moving bytes between the nodes may take here, in cores (0.5: half of one); 0 is no cap."""
 
     @property
-    def groups(self) -> tuple[Group, ...]:
-        """The protection groups over all nodes."""
-        return groups_of(len(self.nodes), self.parity, self.group_size)
+    def whole_map(self) -> GroupMap:
+        """The groups of all nodes as they are while no failure domain is known."""
+        return map_of(1, range(len(self.nodes)), parity=self.parity, size=self.group_size)
 
     def validate(self) -> Config:
         """Return self, or raise UsageError naming the setting, what was found and what was expected."""
@@ -112,6 +116,11 @@ class Config:
             raise UsageError(f"slots {self.slots}: expected 2 or more; one would overwrite the only copy")
         if self.persist_every < 0 or self.memory_bytes < 0:
             raise UsageError("persist_every and memory_bytes: expected 0 or more")
+        if self.scrub_every_s < 0 or self.timing.leave_after_s < self.timing.lost_after_s:
+            raise UsageError(
+                f"scrub_every_s {self.scrub_every_s}, leave_after_s {self.timing.leave_after_s}: expected 0 or more, and "
+                f"{self.timing.lost_after_s} or more"
+            )
         if self.keep_last < 0 or self.keep_last == 1 or self.keep_every < 0:
             raise UsageError(
                 f"keep_last {self.keep_last}, keep_every {self.keep_every}: expected 0 (keep all), or 2 or more to keep, as "

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ckptd.ckpt.model import Image, Table, Version
+from ckptd.ckpt.model import GroupMap, Image, Table, Version
 
 Origin = Literal["captured", "peer", "parity", "storage"]
 ORIGINS: tuple[Origin, ...] = ("captured", "peer", "parity", "storage")
@@ -26,9 +26,11 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Parity:
-    """One parity segment that a node can serve: row `row` of stripe `stripe` in protection group `group`."""
+    """One parity segment that a node can serve: a row of a stripe in a protection group, made under a table."""
 
     version: Version
+    table: str
+    """The table's name."""
     group: int
     stripe: int
     row: int
@@ -81,6 +83,8 @@ class Report:
     sealed: Version | None = None
     persisted: Version | None = None
     """The newest version that this node knows to be sealed, and to be persisted."""
+    domain: str = ""
+    """What the node says that it fails together with."""
     scanned: bool = True
     """False while a restarted daemon still verifies what it found; nobody decides without it."""
 
@@ -92,18 +96,31 @@ class Ledger:
     collector: int
     boot: str
     seq: int
+    nodes: int = 0
+    """How many nodes the job has; those that are not in the map have left for good."""
+    map: GroupMap = field(default_factory=GroupMap)
+    """Which nodes protect each other now."""
     epoch: int = 0
     sealed: Version | None = None
+    shielded: Version | None = None
+    """The newest sealed version, once it is protected under the map too: parities of it that were made under older maps may
+    go."""
     persisted: Version | None = None
     persist: Version | None = None
     """The version that every node should be writing to storage."""
     protect: Version | None = None
     """The version whose parities every owner should be making: one at a time, so that all work towards the same seal."""
     tables: tuple[Table, ...] = ()
-    """Versions that every rank has captured, newest first: the three above and the newest others."""
+    """Of versions that every rank has captured, newest first: the four above and the newest others, each under the map as
+    far as that is possible."""
     reports: tuple[Report, ...] = ()
     """The newest report of every live node, by node."""
-    lost: tuple[int, ...] = field(default=())
+    lost: tuple[int, ...] = ()
+
+    @property
+    def left(self) -> frozenset[int]:
+        """The nodes that have been lost for so long that the map goes on without them."""
+        return frozenset(range(self.nodes)) - self.map.nodes if self.map.groups else frozenset()
 
     def report(self, node: int) -> Report | None:
         """The live report of a node, or None while it is lost."""

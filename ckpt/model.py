@@ -6,7 +6,10 @@ Nothing here does input or output, and nothing here knows torch.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import xxhash
 
 from ckptd.ckpt.errors import UsageError
 
@@ -69,13 +72,39 @@ class Payload:
         raise KeyError(rank)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, order=True)
+class GroupMap:
+    """Which nodes protect each other. The number grows with every change: of two maps the greater one is the newer."""
+
+    number: int = 0
+    parity: int = 0
+    """How many nodes of a group may be lost, if it is large enough."""
+    groups: tuple[tuple[int, ...], ...] = ()
+    """The nodes of each group, by position. A node that has left for good is in none. Empty: not known yet."""
+    domains: tuple[tuple[int, str], ...] = ()
+    """(node, failure domain) as the map was made for, by node, where one is known."""
+
+    @property
+    def nodes(self) -> frozenset[int]:
+        return frozenset(node for group in self.groups for node in group)
+
+
+@dataclass(frozen=True)
 class Table:
-    """Who captured what at one version, over all nodes: complete when the images cover ranks 0..world-1 exactly."""
+    """Who holds what of one version, over all nodes, and how it is protected: complete when ranks 0..world-1 are covered.
+
+    A version has one table for each group map that it was protected under; the images are the same in all of them.
+    """
 
     version: Version
     world: int
     payloads: tuple[Payload, ...]
+    map: GroupMap = field(default_factory=GroupMap)
+
+    @cached_property
+    def name(self) -> str:
+        """What parities and messages call this very table: 32 hexadecimal digits."""
+        return xxhash.xxh3_128_hexdigest(repr((self.version, self.world, self.payloads, self.map)).encode())
 
     def payload(self, node: int) -> Payload:
         """The node's payload, empty when it held no rank."""

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ckptd.ckpt.groups import Group
+from ckptd.ckpt.groups import Group, group_of, groups_in, parities_of
 from ckptd.ckpt.inventory import Held, Ledger, Parity, Report
-from ckptd.ckpt.model import Image, Payload, Table, Version
+from ckptd.ckpt.model import GroupMap, Image, Payload, Table, Version
 
 Rung = Literal["own", "peer", "parity", "storage", "none"]
 RUNGS: tuple[Rung, ...] = ("none", "own", "peer", "parity", "storage")
@@ -44,36 +44,74 @@ class Plan:
     reason: str
 
 
-def survey(ledger: Ledger) -> dict[Version, Table]:
-    """Every version that the nodes' reports name, as complete a table as can be made of it.
+def tables_of(ledger: Ledger) -> dict[Version, tuple[Table, ...]]:
+    """Every version that the nodes' reports name, with its tables, that of the newest map first.
 
-    A table that a parity was made under is taken as it is: it also names images whose node is lost.
+    Where no table is known, as complete a one as can be made of what is held. A table that a parity was made under is taken
+    as it is: it also names images whose node is lost.
     """
-    tables = {table.version: table for report in ledger.reports for table in report.tables}
-    tables |= {table.version: table for table in ledger.tables}
+    known = dict.fromkeys([*ledger.tables, *(table for report in ledger.reports for table in report.tables)])
+    tables: dict[Version, list[Table]] = {}
+    for table in known:
+        tables.setdefault(table.version, []).append(table)
     images: dict[Version, dict[int, tuple[int, Held]]] = {}
     for report in ledger.reports:
         for held in report.held:
             images.setdefault(held.version, {}).setdefault(held.image.rank, (report.node, held))
     for version, by_rank in images.items():
         if version not in tables:
-            tables[version] = _table(version, by_rank)
-    return tables
+            tables[version] = [_table(version, by_rank, ledger.map)]
+    return {version: tuple(sorted(of, key=lambda table: table.map, reverse=True)) for version, of in tables.items()}
 
 
-def _table(version: Version, by_rank: dict[int, tuple[int, Held]]) -> Table:
-    payloads: dict[int, list[Image]] = {}
-    for rank in sorted(by_rank):
-        node, held = by_rank[rank]
-        payloads.setdefault(node, []).append(held.image)
+def survey(ledger: Ledger) -> dict[Version, Table]:
+    """The newest table of every version."""
+    return {version: tables[0] for version, tables in tables_of(ledger).items()}
+
+
+def _table(version: Version, by_rank: dict[int, tuple[int, Held]], map_: GroupMap) -> Table:
     world = max(held.world for _, held in by_rank.values())
-    return Table(version, world, tuple(Payload(node, tuple(payloads[node])) for node in sorted(payloads)))
+    return _arranged(version, world, {rank: (node, held.image) for rank, (node, held) in by_rank.items()}, map_)
+
+
+def _arranged(version: Version, world: int, images: dict[int, tuple[int, Image]], map_: GroupMap) -> Table:
+    payloads: dict[int, list[Image]] = {}
+    for rank in sorted(images):
+        node, image = images[rank]
+        payloads.setdefault(node, []).append(image)
+    return Table(version, world, tuple(Payload(node, tuple(payloads[node])) for node in sorted(payloads)), map_)
 
 
 def is_complete(table: Table) -> bool:
     """Whether the table's images cover ranks 0..world-1 exactly."""
     ranks = [image.rank for payload in table.payloads for image in payload.images]
     return sorted(ranks) == list(range(table.world))
+
+
+def moved(table: Table, ledger: Ledger) -> Table:
+    """The table under the ledger's map. An image whose node has left goes to a live node that has it, else to the one that
+    has the fewest bytes."""
+    images: dict[int, tuple[int, Image]] = {}
+    homeless = []
+    taken = dict.fromkeys((report.node for report in ledger.reports if report.node in ledger.map.nodes), 0)
+    for payload in table.payloads:
+        for image in payload.images:
+            having = [report.node for report, _ in holders(ledger, table.version, image) if report.node in taken]
+            if payload.node in ledger.map.nodes or not taken:
+                node = payload.node
+            elif having:
+                node = having[0]
+            else:
+                homeless.append(image)
+                continue
+            images[image.rank] = node, image
+            if node in taken:  # one that is silent, and has not left, can bring nothing
+                taken[node] += image.size
+    for image in sorted(homeless, key=lambda image: (-image.size, image.rank)):
+        node = min(taken, key=lambda node: (taken[node], node))
+        images[image.rank] = node, image
+        taken[node] += image.size
+    return _arranged(table.version, table.world, images, ledger.map)
 
 
 def holders(ledger: Ledger, version: Version, image: Image) -> list[tuple[Report, Held]]:
@@ -98,18 +136,30 @@ def surviving(ledger: Ledger, table: Table, group: Group, stripe: int) -> list[i
             symbols.append(symbol)
     for row, position in enumerate(group.layout.parity_positions(stripe)):
         report = ledger.report(group.nodes[position])
-        if report and Parity(table.version, group.index, stripe, row) in report.parities and table in report.tables:
+        if report and Parity(table.version, table.name, group.index, stripe, row) in report.parities:
             symbols.append(group.layout.k + row)
     return symbols
 
 
-def group_of(groups: Sequence[Group], node: int) -> Group | None:
-    return next((group for group in groups if node in group.nodes), None)
+def is_in_place(ledger: Ledger, table: Table) -> bool:
+    """Whether every image is served by the very node that the table names: what its parities protect is all there."""
+    served = {(report.node, held.image) for report in ledger.reports for held in report.held if _of(held, table)}
+    return all((payload.node, image) in served for payload in table.payloads for image in payload.images)
 
 
-def _decodable(ledger: Ledger, table: Table, groups: Sequence[Group], node: int) -> str | None:
-    """None when the node's payload can be decoded, else the reason why not."""
-    group = group_of(groups, node)
+def is_protected(ledger: Ledger, table: Table) -> bool:
+    """Whether all parities of the table are placed."""
+    placed = {parity for report in ledger.reports for parity in report.parities if parity.table == table.name}
+    return all(parity in placed for node in table.map.nodes for parity in parities_of(table, node))
+
+
+def _of(held: Held, table: Table) -> bool:
+    return held.version == table.version
+
+
+def _undecodable(ledger: Ledger, table: Table, node: int) -> str | None:
+    """None when the node's payload can be decoded under this table, else the reason why not."""
+    group = group_of(table.map, node)
     if group is None or group.layout.m == 0:
         return f"node {node} is lost and has no parity"
     position = group.nodes.index(node)
@@ -122,26 +172,32 @@ def _decodable(ledger: Ledger, table: Table, groups: Sequence[Group], node: int)
     return None
 
 
-def sources_for(ledger: Ledger, table: Table, groups: Sequence[Group]) -> tuple[Source, ...] | str:
-    """Where each rank's image of this version comes from, from memory alone; or the reason why it can't."""
-    if not is_complete(table):
-        have = sum(len(payload.images) for payload in table.payloads)
-        return f"only {have} of {table.world} ranks captured it"
-    undecodable: dict[int, str | None] = {}
+def sources_for(ledger: Ledger, tables: Sequence[Table]) -> tuple[Source, ...] | str:
+    """Where each rank's image of a version comes from, from memory alone; or the reason why it can't.
+
+    `tables` are those of the version, the newest map's first: each may serve to decode what is lost.
+    """
+    newest = tables[0]
+    if not is_complete(newest):
+        have = sum(len(payload.images) for payload in newest.payloads)
+        return f"only {have} of {newest.world} ranks captured it"
+    reasons: dict[tuple[int, int], str | None] = {}
     sources = []
-    for rank in range(table.world):
-        payload, image = table.holder(rank)
-        live = holders(ledger, table.version, image)
+    for rank in range(newest.world):
+        live = holders(ledger, newest.version, newest.holder(rank)[1])
         if live:
             report, held = live[0]
             sources.append(Source(rank, _rung_of(report, held), report.node))
             continue
-        if payload.node not in undecodable:
-            undecodable[payload.node] = _decodable(ledger, table, groups, payload.node)
-        reason = undecodable[payload.node]
-        if reason is not None:
-            return reason
-        sources.append(Source(rank, "parity", payload.node))
+        for index, table in enumerate(tables):
+            node = table.holder(rank)[0].node if is_complete(table) else -1
+            if (index, node) not in reasons:
+                reasons[index, node] = _undecodable(ledger, table, node)
+            if reasons[index, node] is None:
+                sources.append(Source(rank, "parity", node))
+                break
+        else:
+            return next(reason for reason in reasons.values() if reason is not None)
     return tuple(sources)
 
 
@@ -153,17 +209,17 @@ def _rung_of(report: Report, held: Held) -> Rung:
     return held.origin
 
 
-def plan(ledger: Ledger, stored: Sequence[Stored], groups: Sequence[Group]) -> Plan:
+def plan(ledger: Ledger, stored: Sequence[Stored]) -> Plan:
     """Choose the newest version that can be restored, with its reason."""
-    tables = survey(ledger)
+    known = tables_of(ledger)
     on_storage = {item.version: item for item in stored}
     passed: list[str] = []
-    for version in sorted(set(tables) | set(on_storage), reverse=True):
-        if version in tables:
-            sources = sources_for(ledger, tables[version], groups)
+    for version in sorted(set(known) | set(on_storage), reverse=True):
+        if version in known:
+            sources = sources_for(ledger, known[version])
             if not isinstance(sources, str):
                 rung = max((source.rung for source in sources), key=RUNGS.index)
-                return Plan(version, tables[version].world, rung, sources, _why(f"from memory ({rung})", passed))
+                return Plan(version, known[version][0].world, rung, sources, _why(f"from memory ({rung})", passed))
             passed.append(f"{version}: {sources}")
         if version in on_storage:
             world = on_storage[version].world
@@ -176,7 +232,7 @@ def _why(chosen: str, passed: list[str]) -> str:
     return f"{chosen}; passed over {'; '.join(passed[:3])}" if passed else chosen
 
 
-def forsaken(ledger: Ledger, groups: Sequence[Group]) -> set[Version]:
+def forsaken(ledger: Ledger) -> set[Version]:
     """The versions that are held and not sealed, and never will be: their images may be given up for newer ones.
 
     A rank has gone on without capturing one, or its life has ended before all ranks had: then nobody can ever complete
@@ -184,32 +240,41 @@ def forsaken(ledger: Ledger, groups: Sequence[Group]) -> set[Version]:
     was already and those who knew are gone. Only when every node is there can this be told: one that is silent may
     hold what seems to be missing, and may have sealed it. Without this rule a few snapshots that one rank skipped would
     fill the slots of the others for ever.
+
+    A node that has left does not count as silent. It may have been cut off, and may know of a seal; but a version is
+    sealed only when every owner has placed its parities, so an owner that has not is proof that it is not.
     """
-    if ledger.lost or not is_settled(ledger, groups):
+    if set(ledger.lost) - ledger.left or not is_settled(ledger):
         return set()
-    tables = survey(ledger)
+    known = tables_of(ledger)
     held = {held.version for report in ledger.reports for held in report.held}
     unsealed = [version for version in held if ledger.sealed is None or version > ledger.sealed]
-    return {version for version in unsealed if _never_sealed(ledger, tables[version], groups)}
+    return {version for version in unsealed if _never_sealed(ledger, known[version])}
 
 
-def _never_sealed(ledger: Ledger, table: Table, groups: Sequence[Group]) -> bool:
-    if is_complete(table):
-        return isinstance(sources_for(ledger, table, groups), str)
-    captured = {image.rank for payload in table.payloads for image in payload.images}
+def _never_sealed(ledger: Ledger, tables: Sequence[Table]) -> bool:
+    newest, lives = tables[0], ledger.lives()
+    ended = bool(lives) and newest.version.epoch not in lives
+    if is_complete(newest):
+        lost = isinstance(sources_for(ledger, tables), str)
+        return lost and (ended or not ledger.left or not any(_may_be_sealed(ledger, table) for table in tables))
+    captured = {image.rank for payload in newest.payloads for image in payload.images}
     missing = [c for report in ledger.reports for c in report.captures if c.rank not in captured]
-    lives = ledger.lives()
-    ended = bool(lives) and table.version.epoch not in lives
-    return ended or any(captures.has_passed(table.version) for captures in missing)
+    return ended or any(captures.has_passed(newest.version) for captures in missing)
 
 
-def making_way(ledger: Ledger, wanted: Version, groups: Sequence[Group]) -> set[Version]:
+def _may_be_sealed(ledger: Ledger, table: Table) -> bool:
+    """Whether all owners that can be heard have placed their parities of it."""
+    return all(set(parities_of(table, report.node)) <= set(report.parities) for report in ledger.reports)
+
+
+def making_way(ledger: Ledger, wanted: Version) -> set[Version]:
     """The forsaken versions once every rank has `wanted` or room for it, else none.
 
     All ranks then go on with the same version. Where each made room by itself, one would capture what the other skips,
     and the other way round, without end.
     """
-    gone = forsaken(ledger, groups)
+    gone = forsaken(ledger)
     for report in ledger.reports:
         for captures in report.captures:
             held = [held.version for held in report.held if held.image.rank == captures.rank]
@@ -219,18 +284,24 @@ def making_way(ledger: Ledger, wanted: Version, groups: Sequence[Group]) -> set[
     return gone
 
 
-def is_settled(ledger: Ledger, groups: Sequence[Group]) -> bool:
+def is_settled(ledger: Ledger) -> bool:
     """Whether every node has said what it holds, or counts as lost."""
-    nodes = sum(len(group.nodes) for group in groups)
-    return len(ledger.reports) + len(ledger.lost) >= nodes and all(report.scanned for report in ledger.reports)
+    return len(ledger.reports) + len(ledger.lost) >= ledger.nodes and all(report.scanned for report in ledger.reports)
 
 
-def losses_tolerated(ledger: Ledger, table: Table, groups: Sequence[Group]) -> int:
-    """How many more nodes of any one group may be lost before this version needs storage (-1: it already does)."""
+def losses_tolerated(ledger: Ledger, tables: Sequence[Table]) -> int:
+    """How many more nodes of any one group may be lost before a version needs storage (-1: it already does).
+
+    `tables` are those of the version: the best one counts.
+    """
+    return max((_spare(ledger, table) for table in tables), default=-1)
+
+
+def _spare(ledger: Ledger, table: Table) -> int:
     if not is_complete(table):
         return -1
     spare = []
-    for group in groups:
+    for group in groups_in(table.map):
         if any(table.payload(node).images for node in group.nodes):
             stripes = range(group.layout.n) if group.layout.m else range(1)
             spare.append(min(len(surviving(ledger, table, group, s)) - group.layout.k for s in stripes))

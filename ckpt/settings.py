@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
-from ckptd.ckpt.config import Config, Tls
+from ckptd.ckpt.config import Config, Timing, Tls
 from ckptd.ckpt.domain import Found, domain_from
 from ckptd.ckpt.errors import AccessError, UsageError
 
@@ -44,6 +44,8 @@ class Settings(BaseSettings):
     memory_bytes: int = 0
     secret_file: Path | None = None
     tls_dir: Path | None = None
+    scrub_every_s: float = 600.0
+    leave_after_s: float = 60.0
     nice: int = 19
     bandwidth_bytes_s: int = 0
     cpu_share: float = 0.0
@@ -89,6 +91,8 @@ class Settings(BaseSettings):
             slots=self.slots,
             memory_bytes=self.memory_bytes,
             secret=read_secret(self.secret_file) if self.secret_file else b"",
+            scrub_every_s=self.scrub_every_s,
+            timing=Timing(leave_after_s=self.leave_after_s),
             nice=self.nice,
             bandwidth_bytes_s=self.bandwidth_bytes_s,
             cpu_share=self.cpu_share,

@@ -52,7 +52,7 @@ TRANSITIONS: Transitions[type[State]] = {
     Free: {"grant": Filling, "find": Holding},
     Filling: {"commit": Recording, "abort": Free, "rebuilt": Holding},
     Recording: {"recorded": Holding, "rejected": Free},
-    Holding: {"grant": Filling, "damaged": Free},
+    Holding: {"grant": Filling, "damaged": Free, "give up": Free},
 }
 
 

@@ -11,12 +11,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ckptd.ckpt.config import SOON_DAYS, Tls
-from ckptd.ckpt.errors import CkptdError, UsageError
-from ckptd.ckpt.settings import Settings, read
-
-Row = tuple[str, bool, str, str]
-"""What was looked at, whether it is well, what was found, what to do ("" when nothing)."""
+from ckptd.ckpt.errors import UsageError
+from ckptd.ckpt.settings import read
 
 
 def certs(
@@ -84,28 +80,3 @@ def _print(content: dict[str, Any]) -> None:
             "got out, make a new set and restart every daemon with it. (With --keep-ca-key, nodes can be added to a set.)",
             markup=False,
         )
-
-
-def certificate_rows(settings: Settings, now: datetime) -> list[Row]:
-    """How encryption stands on this node, for `ckptd doctor`. `now` has a time zone; never raises."""
-    if not settings.tls_dir:
-        if len(settings.addresses()) == 1:
-            return [("encryption", True, "not needed: a single node sends nothing", "")]
-        found = "off: what the daemons send each other can be read on the way"
-        return [
-            ("encryption", True, found, "unless the network is trusted: `ckptd certs`, then --tls-dir on every node")
-        ]
-    try:
-        tls = settings.tls(now)
-    except CkptdError as error:
-        found, _, remedy = str(error).rpartition("; ")
-        return [("certificates", False, found or remedy, remedy if found else "")]
-    assert tls is not None
-    return [_standing(tls, now)]
-
-
-def _standing(tls: Tls, now: datetime) -> Row:
-    found = f"node {tls.node}: good until {tls.until:%Y-%m-%d} ({tls.days_left(now)} days)"
-    if tls.days_left(now) < SOON_DAYS:
-        return "certificates", False, found, "make new ones with `ckptd certs` and restart every daemon with them"
-    return "certificates", True, found, ""

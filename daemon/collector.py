@@ -11,9 +11,18 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ckptd.ckpt.config import Config
-from ckptd.ckpt.inventory import Ledger, Parity, Report
-from ckptd.ckpt.model import Image, Table, Version
-from ckptd.ckpt.recovery import is_complete, is_settled, survey
+from ckptd.ckpt.groups import map_of
+from ckptd.ckpt.inventory import Ledger, Report
+from ckptd.ckpt.model import GroupMap, Image, Table, Version
+from ckptd.ckpt.recovery import (
+    is_complete,
+    is_in_place,
+    is_protected,
+    is_settled,
+    moved,
+    sources_for,
+    tables_of,
+)  # fmt: skip
 
 TABLES_MAX = 4
 
@@ -35,10 +44,14 @@ class Collector:
         self._leading_since: float | None = None
         self._followed: Ledger | None = None
         """The last ledger of another collector: who was alive then has a moment to report here."""
+        self._gone_since: dict[int, float] = {}
+        self._map = GroupMap()
         self._sealed: Version | None = None
         self._persisted: Version | None = None
         self._persist: Table | None = None
         self._protect: Version | None = None
+        self._tables: dict[Version, Table] = {}
+        """What was announced: tables of versions that were moved to another map stay as they are while that map lasts."""
 
     def observe(self, report: Report, now: float) -> bool:
         """Take in a report; return whether it says anything new. Late and repeated ones only show that the node lives."""
@@ -54,10 +67,13 @@ class Collector:
     def follow(self, ledger: Ledger) -> None:
         """Another collector leads: keep what it has announced, so that a successor does not do it all again."""
         self._leading_since, self._followed = None, ledger
+        self._gone_since.clear()
+        self._map = max(self._map, ledger.map)
         self._sealed = newest(self._sealed, ledger.sealed)
         self._persisted = newest(self._persisted, ledger.persisted)
         self._persist = ledger.table(ledger.persist) if ledger.persist else None
         self._protect = ledger.protect
+        self._tables = {table.version: table for table in reversed(ledger.tables)}
 
     def published(self, version: Version) -> None:
         """The manifest of `version` was written."""
@@ -69,23 +85,65 @@ class Collector:
             # What it heard when it led before may be long out of date. Everybody reports again within a moment.
             me = self._config.node
             self._leading_since, self._seen = now, {node: seen for node, seen in self._seen.items() if node == me}
-        lost = self._lost(now)
-        reports = tuple(report for node, (report, _) in sorted(self._seen.items()) if node not in lost)
-        self._seq += 1
-        epoch = max((report.epoch for report in reports), default=0)
-        facts = Ledger(self._config.node, self._boot, self._seq, epoch=epoch, reports=reports, lost=lost)
-        tables = {version: table for version, table in survey(facts).items() if is_complete(table)}
-        self._seal(facts, tables)
+        facts = self._facts(now)
+        known = {version: tables for version, tables in tables_of(facts).items() if is_complete(tables[0])}
+        self._seal(facts, known)
+        tables = {version: self._table_for(facts, of) for version, of in known.items()}
         self._choose_persist(facts, tables)
         self._protect = self._next_to_protect(facts, tables)
+        self._tables = {table.version: table for table in self._announced(tables)}
         return replace(
             facts,
             sealed=self._sealed,
+            shielded=self._sealed if self._is_shielded(facts, tables) else None,
             persisted=self._persisted,
             persist=self._persist.version if self._persist else None,
             protect=self._protect,
-            tables=self._announced(tables),
+            tables=tuple(self._tables.values()),
         )
+
+    def _facts(self, now: float) -> Ledger:
+        """The reports of the live nodes, who is lost, and the map that goes with that."""
+        lost = self._lost(now)
+        for node in range(len(self._config.nodes)):
+            if node in lost:
+                self._gone_since.setdefault(node, now)
+            else:
+                self._gone_since.pop(node, None)
+        reports = tuple(report for node, (report, _) in sorted(self._seen.items()) if node not in lost)
+        self._seq += 1
+        facts = Ledger(
+            self._config.node,
+            self._boot,
+            self._seq,
+            nodes=len(self._config.nodes),
+            epoch=max((report.epoch for report in reports), default=0),
+            reports=reports,
+            lost=lost,
+            tables=tuple(self._tables.values()),
+        )
+        self._map = self._newest_map(facts, now)
+        return replace(facts, map=self._map)
+
+    def _newest_map(self, facts: Ledger, now: float) -> GroupMap:
+        """The map of the nodes that have not left, in their domains: the one that is known, unless something has changed.
+
+        Not before every node has said where it stands, or counts as lost: else each start would begin with several maps.
+        """
+        known = max([self._map, *(table.map for report in facts.reports for table in report.tables)])
+        if not (known.groups or is_settled(facts)):
+            return known
+        members = [node for node in range(facts.nodes) if not self._has_left(node, known, now)]
+        domains = dict(known.domains) | {report.node: report.domain for report in facts.reports}
+        wanted = map_of(known.number, members, domains, parity=self._config.parity, size=self._config.group_size)
+        return known if wanted == known else replace(wanted, number=known.number + 1)
+
+    def _has_left(self, node: int, known: GroupMap, now: float) -> bool:
+        """Whether a node has been lost for long, or was out already and has not come back."""
+        since = self._gone_since.get(node)
+        was_out = bool(known.groups) and node not in known.nodes
+        out = since is not None and (was_out or now - since >= self._config.timing.leave_after_s)
+        return out or (was_out and node not in self._seen)
 
     def check_invariants(self) -> None:
         """Each node's newest report is the newest that was heard of that run of it."""
@@ -121,34 +179,36 @@ class Collector:
 
     # ---- sealing and protecting -------------------------------------------------------------------
 
-    def _seal(self, facts: Ledger, tables: dict[Version, Table]) -> None:
-        known = newest(self._sealed, *(report.sealed for report in facts.reports))
+    def _seal(self, facts: Ledger, known: dict[Version, tuple[Table, ...]]) -> None:
+        sealed = newest(self._sealed, *(report.sealed for report in facts.reports))
         reached = (
             version
-            for version, table in tables.items()
-            if (known is None or version > known) and _is_live(facts, table) and self._is_protected(facts, table)
+            for version, tables in known.items()
+            if (sealed is None or version > sealed) and any(_is_safe(facts, table) for table in tables)
         )
-        self._sealed = newest(known, *reached)
+        self._sealed = newest(sealed, *reached)
 
-    def _is_protected(self, facts: Ledger, table: Table) -> bool:
-        placed = {parity for report in facts.reports if table in report.tables for parity in report.parities}
-        wanted = {
-            Parity(table.version, group.index, stripe, row)
-            for group in self._config.groups
-            if group.units(table)
-            for node in group.nodes
-            for stripe, row in group.owned(node)
-        }
-        return wanted <= placed
+    def _is_shielded(self, facts: Ledger, tables: dict[Version, Table]) -> bool:
+        """Whether the newest sealed version is protected under the newest map."""
+        table = tables.get(self._sealed) if self._sealed else None
+        return table is not None and table.map == facts.map and _is_safe(facts, table)
+
+    def _table_for(self, facts: Ledger, tables: tuple[Table, ...]) -> Table:
+        """The table of a version under the newest map, as far as somebody can bring the images of who has left."""
+        newest_one = tables[0]
+        if newest_one.map == facts.map or not facts.map.groups or isinstance(sources_for(facts, tables), str):
+            return newest_one
+        return moved(newest_one, facts)
 
     def _next_to_protect(self, facts: Ledger, tables: dict[Version, Table]) -> Version | None:
-        """Finish what was begun; else the newest version that is not fully protected. All its bytes must be live."""
+        """Finish what was begun; else the newest version that is not fully protected. All its bytes must be in place."""
         open_ones = [
             version
             for version, table in tables.items()
             if (self._sealed is None or version >= self._sealed)
-            and _is_live(facts, table)
-            and not self._is_protected(facts, table)
+            and table.map == facts.map
+            and is_in_place(facts, table)
+            and not is_protected(facts, table)
         ]
         return self._protect if self._protect in open_ones else newest(*open_ones)
 
@@ -163,16 +223,27 @@ class Collector:
         """Finish what was begun, unless it can't be finished; else the newest sealed version, if it is due."""
         self._persisted = newest(self._persisted, *(report.persisted for report in facts.reports))
         begun = self._persist
+        if begun:  # who has left writes nothing any more
+            begun = self._persist = tables.get(begun.version, begun)
         if begun and ((self._persisted and self._persisted >= begun.version) or self._is_hopeless(facts, begun)):
             self._persist = None
         sealed = tables.get(self._sealed) if self._sealed else None
-        if self._persist is None and sealed and _is_live(facts, sealed) and self._is_due(sealed.version):
+        if self._persist is None and sealed and is_in_place(facts, sealed) and self._is_due(sealed.version):
             self._persist = sealed
 
     def _is_hopeless(self, facts: Ledger, table: Table) -> bool:
-        """Whether everybody has spoken, and an image of it is neither on storage nor in a slot."""
-        have = _served(facts, table.version) | _written(facts, table.version)
-        return is_settled(facts, self._config.groups) and not set(_images(table)) <= have
+        """Whether everybody has spoken, and an image of it is not on storage, nor with who should write it.
+
+        What is sealed comes back there by itself, if anybody can serve it.
+        """
+        missing = set(_images(table)) - _written(facts, table.version)
+        served = {(r.node, held.image) for r in facts.reports for held in r.held if held.version == table.version}
+        where = {image: payload.node for payload in table.payloads for image in payload.images}
+        if table.version == self._sealed:
+            lacking = missing - {image for _, image in served}
+        else:
+            lacking = {image for image in missing if (where[image], image) not in served}
+        return bool(lacking) and is_settled(facts)
 
     def _is_due(self, sealed: Version) -> bool:
         """Whether a multiple of the interval has been passed since the last persisted version."""
@@ -188,15 +259,11 @@ def _images(table: Table) -> tuple[Image, ...]:
     return tuple(image for payload in table.payloads for image in payload.images)
 
 
-def _served(facts: Ledger, version: Version) -> set[Image]:
-    return {held.image for report in facts.reports for held in report.held if held.version == version}
-
-
 def _written(facts: Ledger, version: Version) -> set[Image]:
     parts = (report.part for report in facts.reports)
     return {image for part in parts if part and part.version == version for image in part.images}
 
 
-def _is_live(facts: Ledger, table: Table) -> bool:
-    """Whether live nodes serve every image of it."""
-    return set(_images(table)) <= _served(facts, table.version)
+def _is_safe(facts: Ledger, table: Table) -> bool:
+    """Whether every image of it is in its place and every parity of it is placed: that is what sealed means."""
+    return bool(table.map.groups) and is_in_place(facts, table) and is_protected(facts, table)

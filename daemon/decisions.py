@@ -42,7 +42,7 @@ class Decisions:
         Node i of n gives the epochs i + 1, i + 1 + n, i + 1 + 2n, ..., as Paxos does with its ballots.
         """
         mine = ledger.report(self._config.node)
-        if mine is None or mine.boot != self._boot or not is_settled(ledger, self._config.groups):
+        if mine is None or mine.boot != self._boot or not is_settled(ledger):
             return []
         ready = [asked for asked, seq in self._waiting if mine.seq >= seq]
         self._waiting = [(asked, seq) for asked, seq in self._waiting if mine.seq < seq]
@@ -57,7 +57,7 @@ class Decisions:
         if asked.fresh:
             chosen = Plan(None, 0, "none", (), "a fresh start was asked for")
         else:
-            chosen = plan(ledger, asked.stored, self._config.groups)
+            chosen = plan(ledger, asked.stored)
         known = [held.version.epoch for report in ledger.reports for held in report.held]
         known += [item.version.epoch for item in asked.stored]
         following = max([epoch, ledger.epoch, *known]) + 1

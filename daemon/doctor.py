@@ -9,11 +9,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
 from typing import Any, Literal
 
 from rich.filesize import decimal
 
-from ckptd.ckpt.config import Config
+from ckptd.ckpt.config import SOON_DAYS, Config, Tls
 from ckptd.ckpt.errors import CkptdError
 from ckptd.daemon import probes
 from ckptd.daemon.probes import Answer, Codec, Place, Writing
@@ -86,12 +87,17 @@ def run_directory(config: Config) -> Sequence[Row]:
     return judge_run_dir(probes.place(config.run_dir), os.getuid())
 
 
+def encryption(config: Config) -> Sequence[Row]:
+    """Whether what the daemons send each other can be read on the way. (That the files are right, `Config` has checked.)"""
+    return judge_encryption(config.tls, len(config.nodes), datetime.now(timezone.utc))
+
+
 def daemon(config: Config) -> Sequence[Row]:
-    """Who answers there."""
+    """Who answers there, and how its job's groups stand in the failure domains."""
     return judge_answer(probes.answer(config))
 
 
-CHECKS: tuple[Check, ...] = (erasure_code, shared_memory, storage, run_directory, daemon)
+CHECKS: tuple[Check, ...] = (erasure_code, shared_memory, storage, run_directory, encryption, daemon)
 
 
 # ---- from what was found to rows ----------------------------------------------------------------------------
@@ -182,10 +188,24 @@ def _access(name: str, found: Place, user: int) -> list[Row]:
     return []
 
 
+def judge_encryption(tls: Tls | None, nodes: int, now: datetime) -> list[Row]:
+    """Whether TLS is on where there is something to hide, and for how long the certificate is good."""
+    if tls is None and nodes == 1:
+        return [Row("encryption", "ok", "not needed: a single node sends nothing")]
+    if tls is None:
+        advice = "unless the network is trusted: `ckptd certs`, then --tls-dir on every node"
+        return [Row("encryption", "ok", "off: what the daemons send each other can be read on the way", advice)]
+    what = f"node {tls.node}: certificate good until {tls.until:%Y-%m-%d} ({tls.days_left(now)} days)"
+    if tls.days_left(now) < SOON_DAYS:
+        return [Row("encryption", "warn", what, "make new ones with `ckptd certs` and restart every daemon with them")]
+    return [Row("encryption", "ok", what)]
+
+
 def judge_answer(found: Answer) -> list[Row]:
     """Whether a daemon answers, and is well. None at all is only a warning: one may be about to be started."""
     if found.state == "well":
-        return [Row("daemon", "ok", f"{found.said} answers")]
+        groups = [Row("groups", "ok" if found.rule_kept else "warn", line) for line in found.groups]
+        return [Row("daemon", "ok", f"{found.said} answers"), *groups]
     if found.state == "silent":
         return [Row("daemon", "warn", found.said, "or let Checkpointer start one")]
     advice = "`ckptd status` shows all nodes" if found.state == "unwell" else ""

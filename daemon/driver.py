@@ -62,6 +62,7 @@ class Driver:
             ev.Record: lambda effect: self._start(ev.Record, self._jobs.record, effect),
             ev.MakeParity: lambda effect: self._start(ev.MakeParity, self._jobs.make_parity, effect),
             ev.Rebuild: lambda effect: self._start(ev.Rebuild, self._rebuild, effect),
+            ev.Repair: lambda effect: self._start(ev.Rebuild, self._jobs.repair, effect),
             ev.Write: lambda effect: self._start(ev.Write, self._jobs.write, effect),
             ev.Publish: lambda effect: self._start(ev.Write, self._jobs.publish, effect),
             ev.Remove: lambda effect: self._start(ev.Write, self._jobs.remove, effect),

@@ -6,9 +6,10 @@ One job of each kind runs at a time; which one is due follows from the ledger, s
 from __future__ import annotations
 
 from ckptd.ckpt.config import Config
+from ckptd.ckpt.groups import parities_of
 from ckptd.ckpt.inventory import Held, Ledger, Parity, Part
 from ckptd.ckpt.model import Image, Table, Version
-from ckptd.ckpt.recovery import forsaken, group_of, plan, sources_for, survey
+from ckptd.ckpt.recovery import forsaken, plan, sources_for, tables_of
 from ckptd.ckpt.retention import excess
 from ckptd.daemon import events as ev
 from ckptd.daemon.catalog import Catalog, Filling, Free, Holding
@@ -25,10 +26,12 @@ class Duties:
 
     def __init__(self, config: Config) -> None:
         self._config = config
-        self._group = group_of(config.groups, config.node)
         self._parities: dict[Parity, Table] = {}
         self._protecting: Work[Version] = Work("protect", RETRY_S)
         self._rebuilding: Work[ev.Rebuild] = Work("rebuild", RETRY_S)
+        self._repairing: Work[ev.Repair] = Work("repair", RETRY_S)
+        self._suspect: set[Parity] = set()
+        """Parities with damaged pieces: they are made anew, and serve the others until then."""
         self._writing: Work[Version] = Work("write", WRITE_RETRY_S)
         self._publishing: Work[Version] = Work("publish", WRITE_RETRY_S)
         self._unwritable: Version | None = None
@@ -36,7 +39,7 @@ class Duties:
     # ---- what it has ----------------------------------------------------------------------------
 
     def parities(self) -> tuple[Parity, ...]:
-        return tuple(sorted(self._parities, key=lambda p: (p.version, p.stripe, p.row)))
+        return tuple(sorted(self._parities, key=lambda p: (p.version, p.table, p.stripe, p.row)))
 
     def tables(self) -> tuple[Table, ...]:
         """The tables of the parities held, each once."""
@@ -56,15 +59,27 @@ class Duties:
         What is written needs no slot any more, and a storage that fails must not stop the snapshots in memory.
         """
         pinned = {self._writing.job} if self._writing.job else set()
-        wanted = ledger.persist if ledger else None
-        done = part.version if part else None
-        if wanted is not None and wanted not in (done, self._unwritable):
-            pinned.add(wanted)
+        if ledger and ledger.persist and ledger.persist != self._unwritable and self._unwritten(ledger, part):
+            pinned.add(ledger.persist)
         return pinned
 
-    def outdated(self, sealed: Version | None) -> list[ev.Effect]:
-        """The parities of versions older than the newest sealed one go."""
-        return self._drop([parity for parity in self._parities if sealed is not None and parity.version < sealed])
+    def _unwritten(self, ledger: Ledger, part: Part | None) -> tuple[Image, ...]:
+        """The images that this node should write to storage and has not; more are added when it takes over a payload."""
+        table = ledger.table(ledger.persist) if ledger.persist else None
+        images = table.payload(self._config.node).images if table else ()
+        written = part.images if part and part.version == ledger.persist else ()
+        return tuple(image for image in images if image not in written)
+
+    def outdated(self, sealed: Version | None, ledger: Ledger | None) -> list[ev.Effect]:
+        """The parities of versions older than the newest sealed one go; of that one, those that were made under older maps,
+        once it is protected under the newest.
+        """
+        if sealed is None:
+            return []
+        older = [parity for parity in self._parities if parity.version < sealed]
+        if ledger and ledger.shielded == sealed:
+            older += [p for p, table in self._parities.items() if p.version == sealed and table.map < ledger.map]
+        return self._drop(older)
 
     def give_up(self, version: Version) -> list[ev.Effect]:
         """The parities of a forsaken version go with the image that made way here: they protect nothing any more."""
@@ -73,6 +88,7 @@ class Duties:
     def _drop(self, parities: list[Parity]) -> list[ev.Effect]:
         for parity in parities:
             del self._parities[parity]
+        self._suspect &= self._parities.keys()
         return [ev.DropParity(parity) for parity in parities]
 
     # ---- what it should be doing ------------------------------------------------------------------
@@ -86,25 +102,24 @@ class Duties:
         ]
 
     def _protect(self, ledger: Ledger, now: float) -> list[ev.Effect]:
+        if not self._protecting.is_due(now):
+            return []
         table = ledger.table(ledger.protect) if ledger.protect else None
-        if table is None or self._group is None or not self._protecting.is_due(now):
-            return []
-        if not self._group.units(table):
-            return []
-        index = self._group.index
-        owed = [Parity(table.version, index, stripe, row) for stripe, row in self._group.owned(self._config.node)]
-        missing = tuple(parity for parity in owed if self._parities.get(parity) != table)
-        if not missing:
+        owed = parities_of(table, self._config.node) if table else ()
+        missing = tuple(parity for parity in owed if parity not in self._parities)
+        if not missing and self._suspect:
+            missing = (min(self._suspect, key=lambda parity: (parity.version, parity.stripe)),)
+            table = self._parities[missing[0]]
+        if not missing or table is None:
             return []
         self._protecting.start(table.version)
-        stale = [parity for parity in missing if self._parities.pop(parity, None)]
-        return [*(ev.DropParity(parity) for parity in stale), ev.MakeParity(table, missing, ledger)]
+        return [ev.MakeParity(table, missing, ledger)]
 
     def _rebuild(self, ledger: Ledger, catalog: Catalog, part: Part | None, now: float) -> list[ev.Effect]:
         if not self._rebuilding.is_due(now):
             return []
         restorable = self._restorable(ledger, catalog)
-        gone = forsaken(ledger, self._config.groups) if restorable else set()
+        gone = forsaken(ledger) if restorable else set()
         for table in restorable:
             effects: list[ev.Effect] = []
             targets = []
@@ -129,11 +144,11 @@ class Duties:
         recent = [table for table in ledger.tables if ledger.sealed is None or table.version >= ledger.sealed]
         if not any(self._lacks(table, catalog) for table in recent):
             return []
-        tables = survey(ledger)
-        chosen = plan(ledger, (), self._config.groups).version
-        versions = [version for version in (chosen, ledger.sealed) if version is not None and version in tables]
-        wanted = [tables[version] for version in dict.fromkeys(versions) if version >= (ledger.sealed or version)]
-        return [table for table in wanted if not isinstance(sources_for(ledger, table, self._config.groups), str)]
+        known = tables_of(ledger)
+        chosen = plan(ledger, ()).version
+        versions = [version for version in (chosen, ledger.sealed) if version is not None and version in known]
+        wanted = [known[version] for version in dict.fromkeys(versions) if version >= (ledger.sealed or version)]
+        return [tables[0] for tables in wanted if not isinstance(sources_for(ledger, tables), str)]
 
     def _lacks(self, table: Table, catalog: Catalog) -> list[Image]:
         payload = table.payload(self._config.node)
@@ -144,9 +159,7 @@ class Duties:
         table = ledger.table(version) if version else None
         if table is None or version is None or not self._writing.is_due(now):
             return []
-        if part is not None and part.version == version:
-            return []
-        images = table.payload(self._config.node).images
+        images = self._unwritten(ledger, part)
         found = [(image, catalog.find(image.rank, version)) for image in images]
         slots = tuple((image, slot) for image, slot in found if slot is not None)
         if not images or len(slots) < len(images):
@@ -180,7 +193,12 @@ class Duties:
     def parity_made(self, event: ev.ParityMade, now: float) -> list[ev.Effect]:
         self._protecting.end(now, failed=bool(event.reason))
         self._parities |= dict.fromkeys(event.made, event.table)
-        return [] if not event.reason else [_failure("parity_failed", event.table.version, event.reason)]
+        self._suspect -= set(event.made)
+        if not event.reason:
+            return []
+        # What can't be made anew is lost: as long as it stands here, restarts count on it.
+        lost = [parity for parity in self._suspect if parity.table == event.table.name]
+        return [*self._drop(lost), _failure("parity_failed", event.table.version, event.reason)]
 
     def rebuilt(self, event: ev.Rebuilt, catalog: Catalog, now: float) -> list[ev.Effect]:
         job = self._rebuilding.end(now, failed=bool(event.reason))
@@ -216,22 +234,42 @@ class Duties:
         return [ev.Note("removed", (("epoch", event.version.epoch), ("step", event.version.step)))]
 
     def parity_damaged(self, parity: Parity) -> list[ev.Effect]:
-        """Its bytes no longer match: it is lost, and made anew by `work` if it is still wanted."""
-        if self._parities.pop(parity, None) is None:
+        """Pieces of it no longer match: `work` makes it anew, in another file."""
+        if parity not in self._parities or parity in self._suspect:
             return []
+        self._suspect.add(parity)
         fields = (("epoch", parity.version.epoch), ("step", parity.version.step), ("stripe", parity.stripe))
-        return [ev.DropParity(parity), ev.Note("parity_damaged", fields)]
+        return [ev.Note("parity_damaged", fields)]
+
+    def repair(self, event: ev.Damaged, held: Held, ledger: Ledger | None, now: float) -> list[ev.Effect] | None:
+        """Have an image's damaged pieces decoded; None when there is no parity to do it with.
+
+        One repair runs at a time. What is damaged meanwhile is found again by the next reader, or the scrubber.
+        """
+        known = tables_of(ledger).get(event.version, ()) if ledger else ()
+        if ledger is None or not any(parities_of(table, self._config.node) for table in known):
+            return None
+        if not self._repairing.is_due(now):
+            return []
+        job = ev.Repair(event.slot, event.version, held.image, event.pieces, ledger)
+        self._repairing.start(job)
+        fields = (("epoch", event.version.epoch), ("step", event.version.step), ("rank", event.slot.rank))
+        return [ev.Note("repair", (*fields, ("pieces", len(event.pieces)))), job]
+
+    def repaired(self, event: ev.Repaired, now: float) -> None:
+        """A repair has ended."""
+        self._repairing.end(now, failed=bool(event.reason))
 
     @property
-    def _works(self) -> tuple[Work[Version] | Work[ev.Rebuild], ...]:
-        return self._protecting, self._rebuilding, self._writing, self._publishing
+    def _works(self) -> tuple[Work[Version] | Work[ev.Rebuild] | Work[ev.Repair], ...]:
+        return self._protecting, self._rebuilding, self._repairing, self._writing, self._publishing
 
     def check_invariants(self) -> None:
         for work in self._works:
             work.check_invariants()
-        owned = set(self._group.owned(self._config.node)) if self._group else set()
-        for parity in self._parities:
-            assert (parity.stripe, parity.row) in owned, f"{parity} is not this node's to keep"
+        for parity, table in self._parities.items():
+            assert parity in parities_of(table, self._config.node), f"{parity} is not this node's to keep"
+        assert self._suspect <= self._parities.keys(), "a parity is made anew that is not here"
 
 
 def _failure(event: str, version: Version, reason: str) -> ev.Note:

@@ -200,10 +200,20 @@ class Removed:
 
 @dataclass(frozen=True, slots=True)
 class Damaged:
-    """A slot's bytes no longer match their record: the image is lost."""
+    """Pieces (ascending) of a slot's image no longer match its record."""
 
     slot: SlotId
     version: Version
+    pieces: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Repaired:
+    """The damaged pieces of an image stand again as they were captured (`reason` says why not)."""
+
+    slot: SlotId
+    version: Version
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +225,7 @@ Event = (
     Scanned | Tick | ReportCame | LedgerCame | AttachAsked | RankGone | DecideAsked | JoinAsked | BeginAsked
     | CommitAsked | AbortAsked | SlotMade | Recorded | RebuildAsked | ParityMade | Rebuilt | Written | Published
     | Removed
-    | Damaged | ParityDamaged
+    | Damaged | Repaired | ParityDamaged
 )  # fmt: skip
 
 
@@ -299,6 +309,17 @@ class Rebuild:
 
 
 @dataclass(frozen=True, slots=True)
+class Repair:
+    """Decode these pieces of an image that stands in a slot, and put them in their place; come back with `Repaired`."""
+
+    slot: SlotId
+    version: Version
+    image: Image
+    pieces: tuple[int, ...]
+    ledger: Ledger
+
+
+@dataclass(frozen=True, slots=True)
 class Write:
     """Write these slots' images to storage; come back with `Written`."""
 
@@ -338,7 +359,8 @@ class Note:
 
 
 Effect = (
-    Answer | Send | DropRecord | Retire | MakeSlot | Record | MakeParity | DropParity | Rebuild | Write | Publish | Remove
+    Answer | Send | DropRecord | Retire | MakeSlot | Record | MakeParity | DropParity | Rebuild | Repair | Write | Publish
+    | Remove
     | Remember | Note
 )  # fmt: skip
 

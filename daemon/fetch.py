@@ -1,207 +1,354 @@
-"""Bringing bytes to this node: reading symbols of stripes, encoding parities, decoding what was lost.
+"""Bringing bytes to this node: whole images, parities of what others hold, and what was lost, decoded.
 
-A source that fails or sends bytes that do not check is left out and the next one is tried: own slot, a node that holds
-the image, parity. Work goes through windows of a few MiB, so that memory stays small and every link is busy at once.
+Work goes through windows of a few MiB of each symbol: while one is encoded or decoded the next one is on its way from all
+its sources at once, so memory stays small and every link is busy. A source that fails is left out and another one taken;
+a damaged piece is one more erasure of its stripe, and no reason to give up the rest of its image.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from queue import Empty, LifoQueue
 
-from ckptd.ckpt.config import Config, split_address
-from ckptd.ckpt.errors import CkptdError, CorruptionError, PeerError, Unrecoverable
-from ckptd.ckpt.groups import Group
-from ckptd.ckpt.inventory import Ledger, Parity
-from ckptd.ckpt.model import PIECE, Image, Table
-from ckptd.ckpt.pieces import digest_of, piece_sum, sums_of
-from ckptd.ckpt.recovery import Rung, group_of, holders, surviving
-from ckptd.daemon.segments import Segments, Stretch
-from ckptd.daemon.transport import Endpoint, Range, Transport
+from ckptd.ckpt.config import Config
+from ckptd.ckpt.errors import CkptdError, CorruptionError, Unrecoverable
+from ckptd.ckpt.groups import group_of, groups_in
+from ckptd.ckpt.inventory import Held, Ledger, Parity, Report
+from ckptd.ckpt.model import PIECE, Image, Table, Version
+from ckptd.ckpt.pieces import digest_of, sums_of
+from ckptd.ckpt.recovery import Rung, holders, is_complete, tables_of
+from ckptd.daemon.segments import Segments
+from ckptd.daemon.symbols import Pieces, Stripe, Symbols
+from ckptd.daemon.throttle import Throttle
+from ckptd.daemon.transport import Range, Transport
 
-WINDOW = 16
-"""Pieces of one segment that are read and coded at a time: 4 MiB."""
-Progress = Callable[[int], None]
-"""Told how many bytes have been brought."""
+WINDOW = 32
+"""Pieces of each symbol that are read and coded at a time: 8 MiB. Two windows of k symbols are in memory, no more."""
+READERS = 32
+"""Threads that wait for bytes: two windows of a group of sixteen."""
+
+
+@dataclass(frozen=True, slots=True)
+class Brought:
+    """An image that was brought here and verified: what served it, and the sums of its pieces."""
+
+    rung: Rung
+    sums: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Window:
+    """`len(out)` bytes to decode: the lost symbol of a stripe from piece `offset` on."""
+
+    stripe: Stripe
+    lost: int
+    offset: int
+    out: memoryview
 
 
 class Fetcher:
     """Reads what this node lacks. Used from the driver's job threads."""
 
-    def __init__(self, config: Config, segments: Segments, reader: Transport) -> None:
-        self._config, self._segments, self._reader = config, segments, reader
-        self._pool = ThreadPoolExecutor(max_workers=8, thread_name_prefix="fetch")
+    def __init__(self, config: Config, segments: Segments, reader: Transport, throttle: Throttle | None = None) -> None:
+        self._config, self._segments = config, segments
+        self._symbols, self._throttle = Symbols(config, segments, reader), throttle or Throttle()
+        self._pool = ThreadPoolExecutor(max_workers=READERS, thread_name_prefix="fetch")
+        self._buffers = _Buffers()
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    # ---- whole images -----------------------------------------------------------------------------
+    # ---- images ---------------------------------------------------------------------------------------
 
-    def image(self, ledger: Ledger, table: Table, rank: int, into: memoryview) -> Rung:
-        """Bring one rank's image of the table into `into` (of its size), verified; return the rung that served it.
+    def image(self, ledger: Ledger, table: Table, rank: int, into: memoryview) -> Brought:
+        """Bring one rank's image of the table into `into` (of its size), verified.
 
         Raises Unrecoverable with the reason of every rung that was tried.
         """
-        payload, image = table.holder(rank)
+        _, image = table.holder(rank)
         tried: list[str] = []
         for report, held in holders(ledger, table.version, image):
             try:
-                self._copy(ledger, report.node, table, image, into)
+                damaged = self._symbols.range(ledger, report.node, _all_of(table.version, image), into)
+                if damaged:
+                    self.decode(ledger, table.version, image, into, sorted(damaged))
+                return Brought("parity" if damaged else self._rung(report, held), _checked(table.version, image, into))
             except CkptdError as error:
                 tried.append(str(error))
-            else:
-                own = report.node == self._config.node
-                return held.origin if held.origin != "captured" else ("own" if own else "peer")
         try:
-            self.decode(ledger, table, payload.node, image, into)
+            self.decode(ledger, table.version, image, into, range(image.pieces))
+            return Brought("parity", _checked(table.version, image, into))
         except CkptdError as error:
             raise Unrecoverable(f"rank {rank} of {table.version}: {'; '.join([*tried, str(error)])}") from error
-        return "parity"
 
-    def _copy(self, ledger: Ledger, node: int, table: Table, image: Image, into: memoryview) -> None:
-        for first in range(0, image.pieces, WINDOW):
-            count = min(WINDOW, image.pieces - first)
-            wanted = Range(table.version, image, first, count)
-            self._read(ledger, node, wanted, into[first * PIECE : min(image.size, (first + count) * PIECE)])
-        if digest_of(sums_of(into), image.size) != image.digest:
-            raise CorruptionError(f"rank {image.rank} of {table.version} from node {node} fails the image's digest")
+    def _rung(self, report: Report, held: Held) -> Rung:
+        own = report.node == self._config.node
+        return held.origin if held.origin != "captured" else ("own" if own else "peer")
 
-    def decode(self, ledger: Ledger, table: Table, node: int, image: Image, into: memoryview) -> None:
-        """Decode an image of the lost node's payload from any k symbols of each stripe that it spans.
+    def decode(self, ledger: Ledger, version: Version, image: Image, into: memoryview, pieces: Sequence[int]) -> None:
+        """Decode some pieces (ascending) of an image from any k symbols of each stripe that they lie in.
 
-        Raises Unrecoverable when too few symbols can be read, CorruptionError when the result fails its digest.
+        `into` has room for the whole image. Raises Unrecoverable when too few symbols can be read under every table.
         """
-        group = group_of(self._config.groups, node)
+        reasons = []
+        for table in tables_of(ledger).get(version, ()):
+            if not is_complete(table) or table.holder(image.rank)[1] != image:
+                continue
+            try:
+                self._decode_windows(self._windows(ledger, table, image, into, pieces))
+            except CkptdError as error:
+                reasons.append(str(error))
+            else:
+                return
+        raise Unrecoverable("; ".join(reasons) or f"no parity of {version} is known")
+
+    def _windows(
+        self, ledger: Ledger, table: Table, image: Image, into: memoryview, pieces: Sequence[int]
+    ) -> Iterator[_Window]:
+        node = table.holder(image.rank)[0].node
+        group = group_of(table.map, node)
         if group is None or group.layout.m == 0:
             raise Unrecoverable(f"node {node} has no parity")
-        units = group.units(table)
+        position, units = group.nodes.index(node), group.units(table)
         start = table.payload(node).start_of(image.rank)
-        done = 0
-        while done < image.pieces:
-            segment, offset = divmod(start + done, units)
-            count = min(WINDOW, units - offset, image.pieces - done)
-            decoded = self._decode_window(ledger, table, group, node, segment, offset, count)
-            target = into[done * PIECE : min(image.size, (done + count) * PIECE)]
-            target[:] = decoded[: len(target)]
-            done += count
-        if digest_of(sums_of(into), image.size) != image.digest:
-            raise CorruptionError(f"rank {image.rank} of {table.version}: the decoded bytes fail the image's digest")
+        for first, count in _runs(pieces):
+            done = 0
+            while done < count:
+                segment, offset = divmod(start + first + done, units)
+                part = min(WINDOW, units - offset, count - done)
+                if (first + done + part) * PIECE > image.size and part > 1:
+                    part -= 1  # the last piece is short and goes through a buffer, alone
+                number = group.layout.stripe_of(position, segment)
+                stripe = Stripe(ledger, table, group, number)
+                out = into[(first + done) * PIECE : (first + done + part) * PIECE]
+                yield _Window(stripe, group.layout.symbol_of(position, number), offset, out)
+                done += part
 
-    def _decode_window(
-        self, ledger: Ledger, table: Table, group: Group, node: int, segment: int, offset: int, count: int
-    ) -> memoryview:
-        position = group.nodes.index(node)
-        stripe = group.layout.stripe_of(position, segment)
-        lost_symbol = group.layout.symbol_of(position, stripe)
-        candidates = [symbol for symbol in surviving(ledger, table, group, stripe) if symbol != lost_symbol]
-        have: dict[int, memoryview] = {}
-        tried: list[str] = []
-        while len(have) < group.layout.k:
-            batch = candidates[: group.layout.k - len(have)]
-            if not batch:
-                reasons = "; ".join(tried) or f"{len(have)} of {group.layout.k} needed symbols live"
-                raise Unrecoverable(f"stripe {stripe} of {table.version} can't be decoded: {reasons}")
-            candidates = candidates[len(batch) :]
-            for symbol, result in zip(
-                batch, self._symbols(ledger, table, group, stripe, batch, offset, count), strict=True
-            ):
-                if isinstance(result, CkptdError):
-                    tried.append(str(result))
-                else:
-                    have[symbol] = result
-        out = memoryview(bytearray(count * PIECE))
-        group.code.decode(have, [lost_symbol], [out])
-        return out
+    def _decode_windows(self, windows: Iterable[_Window]) -> None:
+        """Decode one window while the symbols of the next one come."""
+        unwilling: set[int] = set()
+        before: tuple[_Window, _Batch] | None = None
+        try:
+            for window in windows:
+                symbols = self._candidates(window, unwilling)[: window.stripe.group.layout.k]
+                after = window, self._begin(window.stripe, symbols, window.offset, _pieces_in(window.out))
+                if before:
+                    self._finish(*before, unwilling)
+                before = after
+            if before:
+                self._finish(*before, unwilling)
+                before = None
+        finally:
+            if before:
+                before[1].release()
 
-    # ---- parities ---------------------------------------------------------------------------------
+    def _finish(self, window: _Window, batch: _Batch, unwilling: set[int]) -> None:
+        count, size = _pieces_in(window.out), len(window.out)
+        if size == count * PIECE:
+            self._decode(window, window.out, batch, unwilling, frozenset())
+            return
+        (buffer,) = self._buffers.take(1)
+        try:
+            target = memoryview(buffer)[: count * PIECE]
+            self._decode(window, target, batch, unwilling, frozenset())
+            window.out[:] = target[:size]
+        finally:
+            self._buffers.give([buffer])
 
-    def make_parity(self, ledger: Ledger, table: Table, group: Group, parity: Parity) -> None:
+    def _decode(
+        self, window: _Window, out: memoryview, batch: _Batch, unwilling: set[int], damaged: frozenset[int]
+    ) -> None:
+        """Decode into `out` (whole pieces) with what `batch` brings, and whatever else it takes. Ends the batch.
+
+        `damaged` are symbols that are of no use here, as they fail their checks.
+        """
+        stripe, count, reasons = window.stripe, len(out) // PIECE, list[str]()
+        needed = stripe.group.layout.k
+        have: dict[int, tuple[memoryview, Pieces]] = {}
+        batches = [batch]
+        try:
+            while True:
+                for symbol, part in batches[-1].results():
+                    if isinstance(part, CkptdError):
+                        reasons.append(str(part))
+                        unwilling.add(stripe.node_of(symbol))
+                    else:
+                        have[symbol] = part
+                if len(have) >= needed:
+                    break
+                tried = {symbol for b in batches for symbol in b.symbols}
+                others = [s for s in self._candidates(window, unwilling) if s not in tried | damaged]
+                others = others[: needed - len(have)]
+                if not others:
+                    reasons += (
+                        [f"piece {window.offset} fails its checksum at {_nodes(stripe, damaged)}"] if damaged else []
+                    )
+                    why = "; ".join([f"{len(have)} of {needed} needed symbols live", *reasons])
+                    raise Unrecoverable(f"stripe {stripe.number} of {stripe.table.version} can't be decoded: {why}")
+                batches.append(self._begin(stripe, others, window.offset, count))
+            with self._throttle.work():
+                stripe.group.code.decode({s: view for s, (view, _) in have.items()}, [window.lost], [out])
+            bad = sorted(frozenset[int]().union(*(pieces for _, pieces in have.values())))
+            worse = {piece: damaged | {s for s, (_, pieces) in have.items() if piece in pieces} for piece in bad}
+        finally:
+            for each in batches:
+                each.release()
+        for piece in bad:  # what was just decoded from a damaged piece is wrong: once more, from others
+            single = _Window(stripe, window.lost, window.offset + piece, out[piece * PIECE : (piece + 1) * PIECE])
+            symbols = [s for s in self._candidates(single, unwilling) if s not in worse[piece]][:needed]
+            self._decode(single, single.out, self._begin(stripe, symbols, single.offset, 1), unwilling, worse[piece])
+
+    def _candidates(self, window: _Window, unwilling: set[int]) -> list[int]:
+        """The symbols to decode from: this node's own ones first, those of nodes that have failed last."""
+        stripe, me = window.stripe, self._config.node
+        symbols = [symbol for symbol in stripe.surviving() if symbol != window.lost]
+        return sorted(symbols, key=lambda s: (stripe.node_of(s) in unwilling, stripe.node_of(s) != me))
+
+    # ---- parities -------------------------------------------------------------------------------------
+
+    def make_parity(self, ledger: Ledger, table: Table, parity: Parity) -> None:
         """Read the stripe's k data segments, encode one parity row, place it and write its record.
 
         Raises CkptdError when a data segment can't be read; nothing is recorded then.
         """
-        units = group.units(table)
+        group = groups_in(table.map)[parity.group]
+        stripe, units = Stripe(ledger, table, group, parity.stripe), group.units(table)
         name, view = self._segments.new_parity(units * PIECE)
         try:
-            for offset in range(0, units, WINDOW):
-                count = min(WINDOW, units - offset)
-                symbols = list(range(group.layout.k))
-                data = self._symbols(ledger, table, group, parity.stripe, symbols, offset, count)
-                for result in data:
-                    if isinstance(result, CkptdError):
-                        raise result
-                target = view[offset * PIECE : (offset + count) * PIECE]
-                group.code.encode([d for d in data if not isinstance(d, CkptdError)], [parity.row], [target])
-            self._segments.record_parity(name, parity, table, group.code.rows)
+            sums: list[int] = []
+            for offset, batch in self._ahead(stripe, units):
+                data = batch.whole()
+                target = view[offset * PIECE : (offset + batch.count) * PIECE]
+                with self._throttle.work():
+                    group.code.encode(data, [parity.row], [target])
+                    sums += sums_of(target)
+            self._segments.record_parity(name, parity, table, group.code.rows, sums)
         except (CkptdError, OSError):
             self._segments.abandon_parity(name, units * PIECE)
             raise
 
-    # ---- symbols ----------------------------------------------------------------------------------
+    def _ahead(self, stripe: Stripe, units: int) -> Iterator[tuple[int, _Batch]]:
+        """The windows of a stripe's data, the next one already on its way. A batch is good until the next one is taken."""
+        symbols = range(stripe.group.layout.k)
+        before: tuple[int, _Batch] | None = None
+        after: tuple[int, _Batch] | None = None
+        try:
+            for offset in range(0, units, WINDOW):
+                after = offset, self._begin(stripe, symbols, offset, min(WINDOW, units - offset))
+                if before:
+                    yield before
+                    before[1].release()
+                before, after = after, None
+            if before:
+                yield before
+        finally:
+            for item in (before, after):
+                if item:
+                    item[1].release()
 
-    def _symbols(
-        self, ledger: Ledger, table: Table, group: Group, stripe: int, symbols: list[int], offset: int, count: int
-    ) -> list[memoryview | CkptdError]:
-        """Read the same window of several symbols of a stripe side by side."""
+    def _begin(self, stripe: Stripe, symbols: Sequence[int], offset: int, count: int) -> _Batch:
+        """Start to read the same window of several symbols side by side."""
+        buffers = self._buffers.take(len(symbols))
+        views = [memoryview(buffer)[: count * PIECE] for buffer in buffers]
+        reads = [
+            self._pool.submit(self._symbols.read, stripe, s, offset, v) for s, v in zip(symbols, views, strict=True)
+        ]
+        return _Batch(self._buffers, buffers, views, list(symbols), reads, count)
 
-        def read(symbol: int) -> memoryview | CkptdError:
+
+class _Batch:
+    """Windows of several symbols on their way into buffers, which must be released."""
+
+    def __init__(
+        self,
+        pool: _Buffers,
+        buffers: list[bytearray],
+        views: list[memoryview],
+        symbols: list[int],
+        reads: list[Future[Pieces]],
+        count: int,
+    ) -> None:
+        self._pool, self._buffers, self._views, self._reads = pool, buffers, views, reads
+        self.symbols, self.count = symbols, count
+
+    def results(self) -> Iterator[tuple[int, tuple[memoryview, Pieces] | CkptdError]]:
+        """Each symbol with its bytes and which pieces of them are damaged, or why it can't be read."""
+        for symbol, view, read in zip(self.symbols, self._views, self._reads, strict=True):
             try:
-                return self._symbol(ledger, table, group, stripe, symbol, offset, count)
+                yield symbol, (view, read.result())
             except CkptdError as error:
-                return error
+                yield symbol, error
 
-        return list(self._pool.map(read, symbols))
+    def whole(self) -> list[memoryview]:
+        """The bytes of all symbols. Raises the first error, and CorruptionError when a piece is damaged."""
+        for symbol, part in self.results():
+            if isinstance(part, CkptdError):
+                raise part
+            if part[1]:
+                raise CorruptionError(f"symbol {symbol}: {len(part[1])} pieces are damaged where they are held")
+        return self._views
 
-    def _symbol(
-        self, ledger: Ledger, table: Table, group: Group, stripe: int, symbol: int, offset: int, count: int
-    ) -> memoryview:
-        """`count` pieces of one symbol, from piece `offset` of its segment, padded with zeros."""
-        layout, units = group.layout, group.units(table)
-        out = memoryview(bytearray(count * PIECE))
-        if symbol >= layout.k:
-            row = symbol - layout.k
-            node = group.nodes[layout.parity_positions(stripe)[row]]
-            parity = Parity(table.version, group.index, stripe, row)
-            self._read(ledger, node, Range(table.version, parity, offset, count), out)
-            return out
-        position = layout.data_positions(stripe)[symbol]
-        segment = layout.segment_of(position, stripe)
-        assert segment is not None, "a data position has a segment"
-        payload = table.payload(group.nodes[position])
-        begin, end = segment * units + offset, segment * units + offset + count
-        start = 0
-        for image in payload.images:
-            first, last = max(begin, start), min(end, start + image.pieces)
-            if first < last:
-                wanted = Range(table.version, image, first - start, last - first)
-                self._read(ledger, payload.node, wanted, out[(first - begin) * PIECE : (last - begin) * PIECE])
-            start += image.pieces
-        return out
+    def release(self) -> None:
+        """Give the buffers back, once nobody writes to them any more. Doing it twice is harmless."""
+        for read in self._reads:
+            if not read.cancel():
+                read.exception()
+        buffers, self._buffers = self._buffers, []
+        self._pool.give(buffers)
 
-    def _read(self, ledger: Ledger, node: int, wanted: Range, into: memoryview) -> None:
-        if node == self._config.node:
-            self._read_own(wanted, into)
-            return
-        report = ledger.report(node)
-        if report is None:
-            raise PeerError(f"node {node} is lost")
-        host, _ = split_address(self._config.nodes[node])
-        self._reader.read(Endpoint(node, host, report.data_port), wanted, into)
 
-    def _read_own(self, wanted: Range, into: memoryview) -> None:
-        what = wanted.what
-        stretch: Stretch | None
-        if isinstance(what, Image):
-            stretch = self._segments.image(wanted.version, what.rank, what.digest)
-        else:
-            stretch = self._segments.parity(what)
-        if stretch is None:
-            raise PeerError(f"node {self._config.node} (this one) no longer holds {wanted}")
-        begin = wanted.first * PIECE
-        source = stretch.view[begin : begin + min(len(into), wanted.count * PIECE)]
-        into[: len(source)] = source
-        for index in range(wanted.count):
-            piece = into[index * PIECE : min(len(source), (index + 1) * PIECE)]
-            if piece_sum(piece) != stretch.sums[wanted.first + index]:
-                self._segments.check(stretch, wanted.first, wanted.count)
-                raise CorruptionError(f"piece {wanted.first + index} of {wanted} fails its checksum on this node")
+class _Buffers:
+    """Window-sized buffers that are used again: the first touch of memory costs several times the copy."""
+
+    def __init__(self) -> None:
+        self._free: LifoQueue[bytearray] = LifoQueue()
+
+    def take(self, count: int) -> list[bytearray]:
+        return [self._one() for _ in range(count)]
+
+    def give(self, buffers: Iterable[bytearray]) -> None:
+        for buffer in buffers:
+            self._free.put(buffer)
+
+    def _one(self) -> bytearray:
+        try:
+            return self._free.get_nowait()
+        except Empty:
+            return bytearray(WINDOW * PIECE)
+
+
+def _all_of(version: Version, image: Image) -> Range:
+    return Range(version, image, 0, image.pieces)
+
+
+def _checked(version: Version, image: Image, into: memoryview) -> list[int]:
+    sums = sums_of(into)
+    if digest_of(sums, image.size) != image.digest:
+        raise CorruptionError(f"rank {image.rank} of {version}: what was brought fails the image's digest")
+    return sums
+
+
+def _nodes(stripe: Stripe, symbols: Iterable[int]) -> str:
+    return " and ".join(f"node {node}" for node in sorted(map(stripe.node_of, symbols)))
+
+
+def _pieces_in(view: memoryview) -> int:
+    return -(-len(view) // PIECE)
+
+
+def _runs(pieces: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Ascending numbers as (first, count) of those that follow each other."""
+    if isinstance(pieces, range):
+        yield pieces.start, len(pieces)
+        return
+    first = last = -1
+    for piece in pieces:
+        if piece != last + 1 or first < 0:
+            if first >= 0:
+                yield first, last - first + 1
+            first = piece
+        last = piece
+    if first >= 0:
+        yield first, last - first + 1

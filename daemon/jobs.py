@@ -9,7 +9,8 @@ from ckptd.ckpt.config import Config
 from ckptd.ckpt.errors import CkptdError, CorruptionError, StorageError, Unrecoverable
 from ckptd.ckpt.inventory import Ledger, Origin
 from ckptd.ckpt.manifest import file_name
-from ckptd.ckpt.model import Image, Table, Version
+from ckptd.ckpt.model import PIECE, Image, Table, Version
+from ckptd.ckpt.pieces import piece_sum
 from ckptd.ckpt.recovery import Rung, is_complete, survey
 from ckptd.ckpt.storage import Step, Storage
 from ckptd.daemon import events as ev
@@ -38,9 +39,11 @@ class Jobs:
     def make_parity(self, effect: ev.MakeParity) -> ev.ParityMade:
         made, reasons = [], []
         for parity in effect.parities:
-            group = self._config.groups[parity.group]
             try:
-                self._fetcher.make_parity(effect.ledger, effect.table, group, parity)
+                standing = self._segments.parity(parity)
+                # A suspect one may have been made anew since it was found damaged.
+                if standing is None or self._segments.check(standing) != []:
+                    self._fetcher.make_parity(effect.ledger, effect.table, parity)
                 made.append(parity)
             except (CkptdError, OSError) as error:
                 reasons.append(str(error))
@@ -61,14 +64,30 @@ class Jobs:
         table = effect.table
         path = self._segments.file_for(slot, image.size)
         view = self._segments.writable(path, image.size)
-        rung = self._fetcher.image(effect.ledger, table, image.rank, view)
+        brought = self._fetcher.image(effect.ledger, table, image.rank, view)
         # A copy of what a peer holds is as good as one's own; only what was decoded counts as parity's work.
-        origin: Origin = "parity" if rung == "parity" else "peer"
-        recorded = self._segments.record(slot, table.version, table.world, origin)
-        if recorded != image:
-            self._segments.drop(slot)
-            raise CorruptionError(f"rank {image.rank} of {table.version}: rebuilt bytes differ from the captured ones")
+        origin: Origin = "parity" if brought.rung == "parity" else "peer"
+        self._segments.record(slot, table.version, table.world, origin, brought.sums)
         return ev.FoundSlot(slot, table.version, table.world, image, origin)
+
+    def repair(self, effect: ev.Repair) -> ev.Repaired:
+        """Decode damaged pieces where they stand. Until they check again nobody takes them for good: the sums stay."""
+        version, image = effect.version, effect.image
+        held, path = (
+            self._segments.image(version, image.rank, image.digest),
+            self._segments.slot_path(version, image.rank),
+        )
+        if held is None or path is None:
+            return ev.Repaired(effect.slot, version, "it is held no more")
+        try:
+            self._fetcher.decode(
+                effect.ledger, version, image, self._segments.writable(path, image.size), effect.pieces
+            )
+        except (CkptdError, OSError) as error:
+            return ev.Repaired(effect.slot, version, str(error))
+        pieces = (held.view[piece * PIECE : (piece + 1) * PIECE] for piece in effect.pieces)
+        good = all(piece_sum(bytes_) == held.sums[piece] for piece, bytes_ in zip(effect.pieces, pieces, strict=True))
+        return ev.Repaired(effect.slot, version, "" if good else "what was decoded fails its check")
 
     def write(self, effect: ev.Write) -> ev.Written:
         assert self._storage is not None, "persisting without a storage root"
@@ -147,17 +166,17 @@ class Jobs:
         where = self._segments.slot_path(table.version, rank)
         if stretch is not None and where is not None and self._segments.check(stretch) == []:
             return Found(rank, where, image.size, self._own_rung(ledger, table, rank))
-        path = self._segments.restore_dir(table.version) / file_name(rank)
-        rung = self._fetcher.image(ledger, table, rank, self._segments.make_restored(path, image.size))
-        return Found(rank, path, image.size, rung)
+        path = self._segments.restored.directory_of(table.version) / file_name(rank)
+        brought = self._fetcher.image(ledger, table, rank, self._segments.restored.make(path, image.size))
+        return Found(rank, path, image.size, brought.rung)
 
     def _from_storage(self, step: Step) -> list[Found]:
         assert self._storage is not None, "a stored step without a storage root"
         found = []
         with self.progress.of("gather", sum(image.size for image in step.manifest.images)) as add:
             for image in step.manifest.images:
-                path = self._segments.restore_dir(step.manifest.version) / file_name(image.rank)
-                self._storage.read(step, image.rank, self._segments.make_restored(path, image.size), add)
+                path = self._segments.restored.directory_of(step.manifest.version) / file_name(image.rank)
+                self._storage.read(step, image.rank, self._segments.restored.make(path, image.size), add)
                 found.append(Found(image.rank, path, image.size, "storage"))
         return found
 

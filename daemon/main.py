@@ -14,8 +14,8 @@ from pathlib import Path
 from types import FrameType
 
 from ckptd.ckpt.config import SOON_DAYS, Config, split_address
+from ckptd.ckpt.groups import group_of
 from ckptd.ckpt.inventory import Ledger, Report
-from ckptd.ckpt.recovery import group_of
 from ckptd.ckpt.shm import exclusive, private_dir
 from ckptd.ckpt.storage import Storage
 from ckptd.daemon import events as ev
@@ -30,6 +30,7 @@ from ckptd.daemon.range_server import RangeServer
 from ckptd.daemon.ranges import Member
 from ckptd.daemon.record import EventRecord
 from ckptd.daemon.records import Owner
+from ckptd.daemon.scrub import Scrubber
 from ckptd.daemon.sealed import SEALED
 from ckptd.daemon.segments import Segments
 from ckptd.daemon.server import LocalServer
@@ -69,7 +70,7 @@ def serve(config: Config, *, clean_exit: bool = False) -> None:
             config.job,
             config.run_dir / "ckptd.sock",
         )
-        group = group_of(config.groups, config.node)
+        group = group_of(config.whole_map, config.node)
         if group and group.code.m:
             origin = serving(group.code.k, group.code.m)[0].origin  # found now, not when the first parity is due
             log.info("parity of %d by %d nodes, made with %s", group.code.k, group.code.m, origin)
@@ -90,10 +91,12 @@ def _assemble(config: Config, segments: Segments, record: EventRecord, parts: co
     transfers = Transfers()
     reader = RangeReader(member, throttle=throttle, transfers=transfers)
     parts.callback(reader.close)
-    fetcher = Fetcher(config, segments, reader)
+    fetcher = Fetcher(config, segments, reader, throttle)
     parts.callback(fetcher.close)
     storage = Storage(config.storage, config.job) if config.storage else None
     jobs = Jobs(config, segments, fetcher, storage)
+    if config.scrub_every_s:
+        parts.callback(Scrubber(segments, throttle, config.scrub_every_s).close)
     peers = Peers(config)
     parts.callback(peers.close)
     driver = Driver(node, segments, jobs, peers, record)

@@ -11,17 +11,17 @@ from typing import Any
 
 from ckptd.ckpt.client import Attachment
 from ckptd.ckpt.config import Config
-from ckptd.ckpt.errors import StaleStepError, UsageError
+from ckptd.ckpt.errors import UsageError
 from ckptd.ckpt.inventory import Held, Ledger, Part, Report
 from ckptd.ckpt.model import Version
-from ckptd.ckpt.recovery import making_way
 from ckptd.daemon import events as ev
-from ckptd.daemon.catalog import Catalog, Filling, Free, Holding, Recording
+from ckptd.daemon.catalog import Holding
 from ckptd.daemon.collector import Collector, newest
 from ckptd.daemon.decisions import Decisions
 from ckptd.daemon.duties import Duties
 from ckptd.daemon.events import named, note, refuse
 from ckptd.daemon.ranks import Ranks, Trainer
+from ckptd.daemon.slots import Known, Slots
 
 
 class Node:
@@ -30,10 +30,11 @@ class Node:
     def __init__(self, config: Config, boot: str) -> None:
         self.config = config
         self.boot = boot
-        self.catalog = Catalog(config.slots)
         self.collector = Collector(config, boot)
         self.duties = Duties(config)
         self.ranks = Ranks(config.node)
+        self.slots = Slots(config, self.ranks, self.duties)
+        self.catalog = self.slots.catalog
         self.decisions = Decisions(config, boot)
         self.ledger: Ledger | None = None
         self.epoch = 0
@@ -42,7 +43,6 @@ class Node:
         self.part: Part | None = None
         self.data_port = 0
         self.scanned = False
-        self.skipped = 0
         self._heard: dict[int, float] = {}
         self._boots: dict[int, str] = {}
         self._born: float | None = None
@@ -58,11 +58,11 @@ class Node:
             ev.RankGone: self._on_rank_gone,
             ev.DecideAsked: self._on_decide,
             ev.JoinAsked: self._on_join,
-            ev.BeginAsked: self._on_begin,
-            ev.CommitAsked: self._on_commit,
-            ev.AbortAsked: self._on_abort,
-            ev.SlotMade: self._on_slot_made,
-            ev.Recorded: self._on_recorded,
+            ev.BeginAsked: lambda event, _now: self.slots.begin(event, self._known()),
+            ev.CommitAsked: lambda event, _now: self.slots.commit(event),
+            ev.AbortAsked: lambda event, _now: self.slots.abort(event),
+            ev.SlotMade: lambda event, _now: self.slots.made(event),
+            ev.Recorded: lambda event, _now: self.slots.recorded(event),
             ev.RebuildAsked: self._on_rebuild_asked,
             ev.ParityMade: self._on_parity_made,
             ev.Rebuilt: self._on_rebuilt,
@@ -70,6 +70,7 @@ class Node:
             ev.Published: self._on_published,
             ev.Removed: lambda event, _now: self.duties.removed(event),
             ev.Damaged: self._on_damaged,
+            ev.Repaired: self._on_repaired,
             ev.ParityDamaged: self._on_parity_damaged,
         }
 
@@ -100,6 +101,7 @@ class Node:
             part=self.part,
             sealed=self.sealed,
             persisted=self.persisted,
+            domain=self.config.domain,
             scanned=self.scanned,
         )
 
@@ -113,6 +115,7 @@ class Node:
 
     def _communicate(self, now: float) -> list[ev.Effect]:
         """Report changes at once and everything now and then; announce the ledger where this node is the collector."""
+        self._changed |= self.slots.take_changed()
         if not self._changed and now - self._reported_at < self.config.timing.report_every_s:
             return []
         self._changed, self._reported_at = False, now
@@ -156,7 +159,7 @@ class Node:
         self.sealed = newest(self.sealed, event.sealed)
         self.scanned = self._changed = True
         ready = note("ready", images=len(event.slots), parities=len(event.parities), data_port=self.data_port)
-        return [ready, *self._remember(), *self.duties.outdated(self.sealed)]
+        return [ready, *self._remember(), *self.duties.outdated(self.sealed, self.ledger)]
 
     def _remember(self) -> list[ev.Effect]:
         """Keep what must not go back. Not before the scan, which brings what was kept: that would be written over."""
@@ -189,15 +192,19 @@ class Node:
         effects: list[ev.Effect] = []
         sealed = newest(self.sealed, ledger.sealed)
         if sealed is not None and sealed != self.sealed:
-            effects += [note("sealed", **named(sealed)), *self.duties.outdated(sealed)]
+            effects.append(note("sealed", **named(sealed)))
         if sealed != self.sealed or ledger.epoch > self.epoch:
             self.sealed, self.epoch = sealed, max(self.epoch, ledger.epoch)
             effects += self._remember()
         self.persisted = newest(self.persisted, ledger.persisted)
+        effects += [*self.duties.outdated(self.sealed, ledger), *self.slots.give_up_surplus(self._known())]
         part = self.part
         if part and (ledger.persist not in (None, part.version) or (self.persisted and self.persisted >= part.version)):
             self.part = None
         return [*effects, *self._work(now), *self._settle()]
+
+    def _known(self) -> Known:
+        return Known(self.ledger, self.sealed, self.part, self._newest_life(), self.scanned)
 
     def _work(self, now: float) -> list[ev.Effect]:
         """Start whatever this node should be doing and is not."""
@@ -240,13 +247,7 @@ class Node:
     def _bury(self, rank: int) -> list[ev.Effect]:
         """The trainer that was this rank is gone, with what it was capturing and asking."""
         self._changed = True
-        return [*map(ev.Retire, self._discard_unfinished(rank)), *self.decisions.abandon(rank)]
-
-    def _discard_unfinished(self, rank: int) -> list[ev.SlotId]:
-        unfinished = [slot for slot in self.catalog.filling(rank) if not self.duties.fills(slot)]
-        for slot in unfinished:
-            self.catalog.act(slot, "abort", Free())
-        return unfinished
+        return [*map(ev.Retire, self.slots.discard_unfinished(rank)), *self.decisions.abandon(rank)]
 
     def _on_join(self, event: ev.JoinAsked, now: float) -> list[ev.Effect]:
         problem = self.ranks.join(event.rank, event.epoch)
@@ -255,78 +256,6 @@ class Node:
         self.epoch = max(self.epoch, event.epoch)
         self._changed = True
         return [*self._remember(), ev.Answer(event.ticket, None)]
-
-    # ---- capture ------------------------------------------------------------------------------
-
-    def _on_begin(self, event: ev.BeginAsked, now: float) -> list[ev.Effect]:
-        own = [version for version in self.catalog.versions(event.rank) if version.epoch == event.version.epoch]
-        life = self._newest_life()
-        problem = self.ranks.begin(event.rank, event.version, epoch=life, captured=max(own, default=None))
-        if problem:
-            return [refuse(event.ticket, problem)]
-        self._discard_unfinished(event.rank)  # it may have begun another without ending that one
-        self._changed = True
-        slot_id = self._slot_for(event.rank, event.version)
-        if slot_id is None:
-            self.skipped += 1
-            return [ev.Answer(event.ticket, None), note("skipped", rank=event.rank, **named(event.version))]
-        old = self.catalog.state(slot_id)
-        effects: list[ev.Effect] = []
-        if isinstance(old, Holding):
-            forsaken = self.sealed is None or old.version > self.sealed
-            effects = [ev.DropRecord(slot_id), *(self.duties.give_up(old.version) if forsaken else [])]
-        self.catalog.act(slot_id, "grant", Filling(event.version))
-        return [*effects, ev.MakeSlot(event.ticket, slot_id, event.version, event.size)]
-
-    def _slot_for(self, rank: int, version: Version) -> ev.SlotId | None:
-        """A slot that the rank may fill. Before the segments are scanned nobody knows what stands in them."""
-        if not self.scanned:
-            return None
-        pinned = self.duties.pinned(self.ledger, self.part)
-        slot = self.catalog.choose(rank, self.sealed, pinned)
-        if slot is None and self.ledger is not None:
-            forsaken = making_way(self.ledger, version, self.config.groups)
-            slot = self.catalog.choose(rank, self.sealed, pinned, forsaken)
-        return slot
-
-    def _owns(self, slot: ev.SlotId, version: Version, kind: type) -> bool:
-        state = self.catalog.state(slot)
-        return isinstance(state, kind) and getattr(state, "version", None) == version and not self.duties.fills(slot)
-
-    def _on_commit(self, event: ev.CommitAsked, now: float) -> list[ev.Effect]:
-        trainer = self.ranks.get(event.slot.rank)
-        if trainer is None or not self._owns(event.slot, event.version, Filling):
-            reason = f"{event.version}: slot {event.slot.index} was not granted for it; the snapshot is dropped"
-            return [refuse(event.ticket, StaleStepError(reason))]
-        self.catalog.act(event.slot, "commit", Recording(event.version))
-        return [ev.Answer(event.ticket, None), ev.Record(event.slot, event.version, trainer.world)]
-
-    def _on_abort(self, event: ev.AbortAsked, now: float) -> list[ev.Effect]:
-        if self._owns(event.slot, event.version, Filling):
-            self.catalog.act(event.slot, "abort", Free())
-            self._changed = True
-        aborted = note("aborted", rank=event.slot.rank, reason=event.reason, **named(event.version))
-        return [ev.Answer(event.ticket, None), aborted]
-
-    def _on_slot_made(self, event: ev.SlotMade, now: float) -> list[ev.Effect]:
-        # Making it may have taken long: whoever asked may have been replaced, and must not learn of its successor's file.
-        mine = self._owns(event.slot, event.version, Filling)
-        if event.problem is None and mine:
-            return [ev.Answer(event.ticket, ev.Granted(event.slot, event.path))]
-        if mine:
-            self.catalog.act(event.slot, "abort", Free())
-            self._changed = True
-        problem = event.problem or StaleStepError(f"{event.version}: the slot was taken back while its file was made")
-        return [refuse(event.ticket, problem), note("refused", rank=event.slot.rank, reason=str(problem))]
-
-    def _on_recorded(self, event: ev.Recorded, now: float) -> list[ev.Effect]:
-        if event.image is None:
-            self.catalog.act(event.slot, "rejected", Free())
-            self._changed = True
-            return [note("refused", reason=event.reason, rank=event.slot.rank, **named(event.version))]
-        self.catalog.act(event.slot, "recorded", Holding(Held(event.version, event.world, event.image)))
-        self._changed = True
-        return [note("captured", rank=event.slot.rank, **named(event.version))]
 
     # ---- recovery -----------------------------------------------------------------------------
 
@@ -360,7 +289,7 @@ class Node:
     def _on_parity_made(self, event: ev.ParityMade, now: float) -> list[ev.Effect]:
         self._changed = True
         effects = self.duties.parity_made(event, now)
-        return [*effects, *self.duties.outdated(self.sealed), *self._work(now)]
+        return [*effects, *self.duties.outdated(self.sealed, self.ledger), *self._work(now)]
 
     def _on_rebuilt(self, event: ev.Rebuilt, now: float) -> list[ev.Effect]:
         self._changed = True
@@ -369,7 +298,8 @@ class Node:
     def _on_written(self, event: ev.Written, now: float) -> list[ev.Effect]:
         self._changed = True
         if not event.reason:
-            self.part = Part(event.version, event.images)
+            before = self.part.images if self.part and self.part.version == event.version else ()
+            self.part = Part(event.version, (*before, *event.images))
         return self.duties.written(event, now)
 
     def _on_published(self, event: ev.Published, now: float) -> list[ev.Effect]:
@@ -380,11 +310,10 @@ class Node:
         return self.duties.published(event, now)
 
     def _on_damaged(self, event: ev.Damaged, now: float) -> list[ev.Effect]:
-        if not self._owns(event.slot, event.version, Holding):
-            return []
-        self.catalog.act(event.slot, "damaged", Free())
-        self._changed = True
-        return [ev.DropRecord(event.slot), note("damaged", rank=event.slot.rank, **named(event.version))]
+        return self.slots.damaged(event, self._known(), now)
+
+    def _on_repaired(self, event: ev.Repaired, now: float) -> list[ev.Effect]:
+        return self.slots.repaired(event, now)
 
     def _on_parity_damaged(self, event: ev.ParityDamaged, now: float) -> list[ev.Effect]:
         self._changed = True

@@ -22,7 +22,7 @@ import psutil
 from ckptd.ckpt.client import Client
 from ckptd.ckpt.config import Config
 from ckptd.ckpt.errors import AccessError, CkptdError, DaemonUnavailable
-from ckptd.ckpt.recovery import group_of
+from ckptd.ckpt.groups import group_of
 from ckptd.erasure import Code, isal_here, serving
 from ckptd.erasure.isal import Missing
 
@@ -81,11 +81,15 @@ class Answer:
     state: Literal["well", "unwell", "silent", "refused"]
     """unwell: it says that something is wrong, or can't be understood. refused: somebody else's socket, not asked."""
     said: str
+    groups: tuple[str, ...] = ()
+    """What it says of its job's protection groups, a line each."""
+    rule_kept: bool = True
+    """Whether they keep the rule of the failure domains."""
 
 
 def codec(config: Config) -> Codec:
     """Encode for a tenth of a second with the backend that this node's group uses."""
-    group = group_of(config.groups, config.node)
+    group = group_of(config.whole_map, config.node)
     k, m = (group.code.k, group.code.m) if group and group.code.m else _DEFAULT_CODE
     backend, found = serving(k, m)[0], isal_here()
     missing = found.reason if isinstance(found, Missing) else ""
@@ -170,4 +174,6 @@ def answer(config: Config) -> Answer:
         return Answer("unwell", str(error))
     if not status.get("ok", True):
         return Answer("unwell", str(status.get("reason", "")))
-    return Answer("well", f"node {status.get('node')} of job {status.get('job')}")
+    said = f"node {status.get('node')} of job {status.get('job')}"
+    groups = status.get("groups", {})
+    return Answer("well", said, tuple(groups.get("lines", ())), bool(groups.get("rule_kept", True)))

@@ -93,7 +93,7 @@ def pack_request(verb: Verb, wanted: Range) -> bytes:
     if isinstance(what, Image):
         kind, names, digest = 0, (what.rank, 0, 0), bytes.fromhex(what.digest)
     else:
-        kind, names, digest = 1, (what.group, what.stripe, what.row), bytes(16)
+        kind, names, digest = 1, (what.group, what.stripe, what.row), bytes.fromhex(what.table)
     return REQUEST.pack(verb, kind, v.epoch, v.step, *names, wanted.first, wanted.count, digest)
 
 
@@ -123,7 +123,7 @@ class Asked:
         if self.kind == 0:
             stretch = holder.image(self.version, self.names[0], self.digest)
         else:
-            stretch = holder.parity(Parity(self.version, *self.names))
+            stretch = holder.parity(Parity(self.version, self.digest, *self.names))
         if stretch is None or not 0 < self.count <= PIECES_MAX or self.first + self.count > len(stretch.sums):
             return None
         return stretch

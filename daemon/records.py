@@ -21,31 +21,25 @@ from ckptd.ckpt.strict import is_count, json_object, short
 SLOT_FILE = re.compile(r"rank-(\d{5,7})\.[0-9a-f]{8}\.safetensors")
 PARITY_FILE = re.compile(r"parity\.[0-9a-f]{8}\.bin")
 SLOT_RECORD = re.compile(r"rank-(\d{5,7})\.slot-(\d{1,4})\.json")
-PARITY_RECORD = re.compile(r"parity-\d{3}-\d{3}-\d\d\.e\d+\.s\d+\.json")
+PARITY_RECORD = re.compile(r"parity-\d{3}-\d{3}-\d\d\.e\d+\.s\d+\.[0-9a-f]{8}\.json")
 _OTHERS = re.compile(r"(daemon|owner)\.json|lock|restore|(rank-|parity-|daemon|owner)[A-Za-z0-9.-]*\.tmp")
 RECORD_MAX = 64 * 1024 * 1024
 """Bytes of a record at most: the sums of 2^21 pieces, half a terabyte of image, are 42 MB of JSON."""
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """Whose segments these are, and the group map under which their parities were made."""
+    """Whose segments these are."""
 
     job: str
     node: int
     nodes: int
-    parity: int
-    group_size: int
+    """How many nodes the job has."""
 
     @classmethod
     def of(cls, config: Config) -> Owner:
-        return cls(config.job, config.node, len(config.nodes), config.parity, config.group_size)
-
-    @property
-    def group_map(self) -> tuple[int, int, int]:
-        """What the placement of every parity follows from."""
-        return self.nodes, self.parity, self.group_size
+        return cls(config.job, config.node, len(config.nodes))
 
 
 def is_ours(name: str) -> bool:
@@ -54,8 +48,8 @@ def is_ours(name: str) -> bool:
     return any(pattern.fullmatch(name) for pattern in patterns)
 
 
-def claim(directory: Path, owner: Owner) -> bool:
-    """Make the directory ours, or find that it is; return whether parities found in it are of our group map.
+def claim(directory: Path, owner: Owner) -> None:
+    """Make the directory ours, or find that it is.
 
     Raises AccessError, and leaves everything as it was, when it belongs to another job or node, was written by another
     version, or holds files that are not ckptd's.
@@ -70,7 +64,7 @@ def claim(directory: Path, owner: Owner) -> bool:
                 f"{directory} holds {short(foreign[0])}, which is not ckptd's; choose an empty segment directory"
             ) from None
         write_record(path, {"format": FORMAT, **asdict(owner)})
-        return True
+        return
     except (OSError, ValueError, CorruptionError) as error:
         raise AccessError(
             f"{path} can't be read ({error}); choose another segment directory or remove this one"
@@ -82,16 +76,15 @@ def claim(directory: Path, owner: Owner) -> bool:
         )
     if found != owner:
         write_record(path, {"format": FORMAT, **asdict(owner)})
-    return found.group_map == owner.group_map
 
 
 def _owner_in(path: Path) -> Owner:
     content = read_record(path)
     if content.get("format") != FORMAT:
         raise CorruptionError(f"format {short(content.get('format'))}, this version of ckptd writes {FORMAT}")
-    job, numbers = content.get("job"), [content.get(name) for name in ("node", "nodes", "parity", "group_size")]
+    job, numbers = content.get("job"), [content.get(name) for name in ("node", "nodes")]
     if not isinstance(job, str) or not all(is_count(number) for number in numbers):
-        raise CorruptionError("expected a job and the numbers node, nodes, parity and group_size")
+        raise CorruptionError("expected a job and the numbers node and nodes")
     return Owner(job, *(int(number) for number in numbers if is_count(number)))
 
 

@@ -11,18 +11,17 @@ import contextlib
 import logging
 import os
 import secrets
-import shutil
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ckptd.ckpt import shm
+from ckptd.ckpt import shm, tables
 from ckptd.ckpt.errors import AccessError, CorruptionError, MemoryBudgetError
+from ckptd.ckpt.groups import parities_of
 from ckptd.ckpt.inventory import ORIGINS, Origin, Parity
 from ckptd.ckpt.model import PIECE, Image, Table, Version
 from ckptd.ckpt.pieces import digest_of, piece_sum, sums_of
-from ckptd.ckpt.tables import RANKS_MAX, SIZE_MAX, STEP_MAX, number, table_from_json, table_to_json, version_from_json
 from ckptd.daemon.events import Damaged, FoundParity, FoundSlot, ParityDamaged, SlotId
 from ckptd.daemon.records import (
     PARITY_FILE,
@@ -37,6 +36,7 @@ from ckptd.daemon.records import (
     read_record,
     write_record,
 )  # fmt: skip
+from ckptd.daemon.restored import Restored
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +69,7 @@ class Segments:
     def __init__(self, directory: Path, memory_bytes: int = 0, owner: Owner | None = None) -> None:
         """Open the directory. Raises AccessError when it is in use, or not `owner`'s."""
         self.directory = shm.private_dir(directory)
+        self.restored = Restored(self.directory / "restore")
         self._budget = memory_bytes
         self._lock = threading.RLock()
         self._assigned: dict[SlotId, tuple[str, int]] = {}
@@ -79,8 +80,10 @@ class Segments:
         self.on_damage: Callable[[Damaged | ParityDamaged], None] = lambda _: None
         """Told about every image and parity whose bytes were found not to match their sums."""
         self._guard = shm.exclusive(self.directory / "lock")
+        self._owner = owner
         try:
-            self._parities_are_ours = owner is None or claim(self.directory, owner)
+            if owner is not None:
+                claim(self.directory, owner)
         except AccessError:
             os.close(self._guard)
             raise
@@ -90,17 +93,15 @@ class Segments:
     def scan(self) -> tuple[tuple[FoundSlot, ...], tuple[FoundParity, ...]]:
         """Read every record and check its bytes; what does not match is dropped and its file used again.
 
-        Parities of another group map are dropped too: what they protect does not follow from where they stand any more.
+        Parities that are not this node's to keep are dropped too: the job had other nodes when they were made.
         """
-        shutil.rmtree(self.directory / "restore", ignore_errors=True)
+        self.restored.clear()
         taken: set[str] = set()
         for path in sorted(filter(is_regular, self.directory.glob("*.json"))):
             try:
                 if SLOT_RECORD.fullmatch(path.name):
                     taken.add(self._find_slot(path))
                 elif PARITY_RECORD.fullmatch(path.name):
-                    if not self._parities_are_ours:
-                        raise CorruptionError("made when the job had other nodes, parity or group size")
                     taken.add(self._find_parity(path))
             except (OSError, ValueError, KeyError, CorruptionError) as error:
                 # A record that is torn or about damaged bytes means that the image is lost, which is an ordinary event: it
@@ -118,7 +119,7 @@ class Segments:
     def close(self, *, clean: bool) -> None:
         """Let go of the directory; `clean` removes it, unless somebody has put other files there: those stay."""
         if clean:
-            shutil.rmtree(self.directory / "restore", ignore_errors=True)
+            self.restored.clear()
             for path in self.directory.iterdir():
                 if is_ours(path.name) and not path.is_dir():
                     path.unlink(missing_ok=True)
@@ -134,8 +135,8 @@ class Segments:
     def remembered(self) -> tuple[int, Version | None]:
         try:
             content = read_record(self.directory / "daemon.json")
-            epoch = number("epoch", content["epoch"], STEP_MAX)
-            return epoch, version_from_json(content["sealed"]) if content["sealed"] else None
+            epoch = tables.number("epoch", content["epoch"], tables.STEP_MAX)
+            return epoch, tables.version_from_json(content["sealed"]) if content["sealed"] else None
         except (OSError, ValueError, KeyError, CorruptionError):
             return 0, None
 
@@ -178,12 +179,14 @@ class Segments:
             self._assigned[slot] = (name, size)
         return self.directory / name
 
-    def record(self, slot: SlotId, version: Version, world: int, origin: Origin = "captured") -> Image:
-        """Sum the slot's pieces and write its record: from now on it holds the image."""
+    def record(
+        self, slot: SlotId, version: Version, world: int, origin: Origin = "captured", sums: list[int] | None = None
+    ) -> Image:
+        """Sum the slot's pieces, unless `sums` are known, and write its record: from now on it holds the image."""
         with self._lock:
             name, size = self._assigned[slot]
         view = memoryview(shm.map_file(self.directory / name, size, write=False))
-        sums = sums_of(view)
+        sums = sums_of(view) if sums is None else sums
         image = Image(slot.rank, size, digest_of(sums, size))
         found = FoundSlot(slot, version, world, image, origin)
         content = {
@@ -239,16 +242,16 @@ class Segments:
     def _find_slot(self, path: Path) -> str:
         content = read_record(path)
         match = SLOT_RECORD.fullmatch(path.name)
-        name, size = checked_name(content["file"], SLOT_FILE), number("size", content["size"], SIZE_MAX)
+        name, size = checked_name(content["file"], SLOT_FILE), tables.number("size", content["size"], tables.SIZE_MAX)
         assert match is not None
         slot = SlotId(int(match[1]), int(match[2]))
         view = memoryview(shm.map_file(self.directory / name, size, write=False))
         sums = sums_of(view)
         if sums != content["sums"] or digest_of(sums, size) != content["digest"] or content["origin"] not in ORIGINS:
             raise CorruptionError(f"{name}: the bytes do not match their record; the image is treated as lost")
-        world = number("world", content["world"], RANKS_MAX)
+        world = tables.number("world", content["world"], tables.RANKS_MAX)
         image = Image(slot.rank, size, content["digest"])
-        found = FoundSlot(slot, version_from_json(content), world, image, content["origin"])
+        found = FoundSlot(slot, tables.version_from_json(content), world, image, content["origin"])
         self._assigned[slot] = (name, size)
         self._slots[slot] = _Slot(name, found, Stretch(view, sums))
         return name
@@ -263,18 +266,22 @@ class Segments:
             name = self._make(f"parity.{secrets.token_hex(4)}.bin", size)
         return name, memoryview(shm.map_file(self.directory / name, size, write=True))
 
-    def record_parity(self, name: str, parity: Parity, table: Table, rows: tuple[tuple[int, ...], ...]) -> None:
+    def record_parity(
+        self, name: str, parity: Parity, table: Table, rows: tuple[tuple[int, ...], ...], sums: list[int]
+    ) -> None:
         """Write the record of a finished parity: `rows` are the generator's parity rows that made it."""
         size = (self.directory / name).stat().st_size
         view = memoryview(shm.map_file(self.directory / name, size, write=False))
-        sums = sums_of(view)
         content = {
             "file": name, "group": parity.group, "stripe": parity.stripe, "row": parity.row, "size": size,
-            "rows": rows, "sums": sums, "table": table_to_json(table),
+            "rows": rows, "sums": sums, "table": tables.table_to_json(table),
         }  # fmt: skip
         write_record(self._parity_record(parity), content)
         with self._lock:
+            replaced = self._parities.get(parity)  # a damaged one, made anew
             self._parities[parity] = _ParityEntry(name, FoundParity(parity, table), Stretch(view, sums))
+            if replaced:
+                self._spare.append((replaced.file, len(replaced.stretch.view)))
 
     def abandon_parity(self, name: str, size: int) -> None:
         """A parity that was not finished: its file may be used again."""
@@ -301,18 +308,24 @@ class Segments:
 
     def _parity_record(self, parity: Parity) -> Path:
         where = f"parity-{parity.group:03d}-{parity.stripe:03d}-{parity.row:02d}"
-        return self.directory / f"{where}.e{parity.version.epoch}.s{parity.version.step}.json"
+        return self.directory / f"{where}.e{parity.version.epoch}.s{parity.version.step}.{parity.table[:8]}.json"
+
+    def _check_kept(self, parity: Parity, table: Table) -> None:
+        owner = self._owner
+        if owner and (max(tables.nodes_in(table)) >= owner.nodes or parity not in parities_of(table, owner.node)):
+            raise CorruptionError(f"{parity} is not this node's to keep; made when the job had other nodes")
 
     def _find_parity(self, path: Path) -> str:
         content = read_record(path)
-        name, size = checked_name(content["file"], PARITY_FILE), number("size", content["size"], SIZE_MAX)
+        name, size = checked_name(content["file"], PARITY_FILE), tables.number("size", content["size"], tables.SIZE_MAX)
         view = memoryview(shm.map_file(self.directory / name, size, write=False))
         sums = sums_of(view)
         if sums != content["sums"]:
             raise CorruptionError(f"{name}: the bytes do not match their record; the parity is treated as lost")
-        table = table_from_json(content["table"])
-        group, stripe, row = (number(key, content[key], RANKS_MAX) for key in ("group", "stripe", "row"))
-        parity = Parity(table.version, group, stripe, row)
+        table = tables.table_from_json(content["table"])
+        group, stripe, row = (tables.number(key, content[key], tables.RANKS_MAX) for key in ("group", "stripe", "row"))
+        parity = Parity(table.version, table.name, group, stripe, row)
+        self._check_kept(parity, table)
         if path != self._parity_record(parity):
             raise CorruptionError(f"{path.name} is of {parity}")
         self._parities[parity] = _ParityEntry(name, FoundParity(parity, table), Stretch(view, sums))
@@ -330,36 +343,21 @@ class Segments:
         bad = [i for i in range(first, last) if piece_sum(view[i * PIECE : (i + 1) * PIECE]) != sums[i]]
         if not bad:
             return []
-        lost = self._owner(stretch)
+        lost = self._whose(stretch)
         if lost is None:
             return None
-        self.on_damage(lost)
+        self.on_damage(replace(lost, pieces=tuple(bad)) if isinstance(lost, Damaged) else lost)
         return bad
 
-    def _owner(self, stretch: Stretch) -> Damaged | ParityDamaged | None:
+    def _whose(self, stretch: Stretch) -> Damaged | ParityDamaged | None:
         with self._lock:
             for slot, held in self._slots.items():
                 if held.stretch is stretch:
-                    return Damaged(slot, held.found.version)
+                    return Damaged(slot, held.found.version, ())
             for parity, kept in self._parities.items():
                 if kept.stretch is stretch:
                     return ParityDamaged(parity)
         return None
-
-    # ---- images brought here for a restore ----------------------------------------------------------
-
-    def restore_dir(self, version: Version) -> Path:
-        """Where images of other nodes are put for this node's trainers to read."""
-        return shm.private_dir(self.directory / "restore" / f"e{version.epoch}-s{version.step}")
-
-    def make_restored(self, path: Path, size: int) -> memoryview:
-        """A new file below `restore_dir` and its writable view. Raises MemoryBudgetError."""
-        path.unlink(missing_ok=True)
-        shm.make_file(path, size)
-        return memoryview(shm.map_file(path, size, write=True))
-
-    def release(self, version: Version) -> None:
-        shutil.rmtree(self.directory / "restore" / f"e{version.epoch}-s{version.step}", ignore_errors=True)
 
     # ---- files --------------------------------------------------------------------------------------
 

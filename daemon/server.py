@@ -53,7 +53,7 @@ class LocalServer:
     ) -> None:
         self._config, self._driver, self._jobs, self._segments, self._record = config, driver, jobs, segments, record
         self._transfers = transfers
-        self._gatherings = Gatherings(self._bring, segments.release)
+        self._gatherings = Gatherings(self._bring, segments.restored.release)
         self.socket = config.run_dir / "ckptd.sock"
         self._server = grpc.server(ThreadPoolExecutor(32, "local"))
         handlers = {name: self._handler(name, *types) for name, types in METHODS.items()}
@@ -134,8 +134,8 @@ class LocalServer:
 
     def _settled(self) -> Ledger:
         """The ledger once every node has said what it holds, or counts as lost: a new collector needs a moment for that."""
-        groups, limit_s = self._config.groups, 2 * self._config.timing.settle_s
-        self._poll(lambda node: node.ledger is not None and is_settled(node.ledger, groups), limit_s)
+        limit_s = 2 * self._config.timing.settle_s
+        self._poll(lambda node: node.ledger is not None and is_settled(node.ledger), limit_s)
         ledger = self._driver.look(lambda node: node.ledger)
         if ledger is None:
             raise Unrecoverable("this daemon has not heard from the others yet; look at its log")

@@ -40,7 +40,7 @@ def status(content: dict[str, Any]) -> RenderableType:
     )
     for row in content["nodes"]:
         ranks = ",".join(map(str, row["ranks"])) or "-"
-        style = "red" if row["state"] == "lost" else ""
+        style = "red" if row["state"] in ("lost", "left") else ""
         captured = _version(row["captured"])
         cells = (row["node"], row["address"], row["state"], ranks, captured, row["images"], row["parities"])
         _row(table, *cells, style=style)
@@ -60,7 +60,9 @@ def status(content: dict[str, Any]) -> RenderableType:
     )
     problem = [Text(content["reason"], style="red")] if content["reason"] else []
     moved = [_transfers(content["transfers"])] if content.get("transfers") else []
-    return Group(table, facts, *moved, *problem)
+    groups = content["groups"]
+    lines = [Text(line, style="" if groups["rule_kept"] else "red") for line in groups["lines"]]
+    return Group(table, facts, *lines, *moved, *problem)
 
 
 def _transfers(rows: list[dict[str, Any]]) -> RenderableType:

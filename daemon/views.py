@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ckptd.ckpt.inventory import Ledger
 from ckptd.ckpt.model import Version
-from ckptd.ckpt.recovery import Plan, losses_tolerated, plan, sources_for, survey
+from ckptd.ckpt.placement import breaches, explain
+from ckptd.ckpt.recovery import Plan, losses_tolerated, plan, sources_for, tables_of
 from ckptd.ckpt.storage import Step
 from ckptd.daemon.node import Node
 
@@ -36,13 +38,13 @@ def status(node: Node, usage: dict[str, int]) -> dict[str, Any]:
         "segment_dir": str(config.segment_dir),
         "trainers": [{"rank": rank, "pid": trainer.pid} for rank, trainer in node.ranks],
         "bytes": usage,
-        "skipped": node.skipped,
+        "skipped": node.slots.skipped,
         "ready": node.scanned and ledger is not None,
     }
     if ledger is None:
         return base | {"nodes": [], "ok": False, "reason": "no collector has been heard yet"}
-    tables = survey(ledger)
-    best = plan(ledger, (), config.groups)
+    known = tables_of(ledger)
+    best = plan(ledger, ())
     rows = []
     for index, address in enumerate(config.nodes):
         report = ledger.report(index)
@@ -51,39 +53,57 @@ def status(node: Node, usage: dict[str, int]) -> dict[str, Any]:
             {
                 "node": index,
                 "address": address,
-                "state": "lost" if index in ledger.lost else "live" if report else "unheard",
+                "state": _state(ledger, index),
                 "ranks": [rank for rank, _ in report.ranks] if report else [],
                 "captured": named(newest),
                 "images": len(report.held) if report else 0,
                 "parities": len(report.parities) if report else 0,
             }
         )
-    newest_table = tables.get(best.version) if best.version else None
-    tolerated = losses_tolerated(ledger, newest_table, config.groups) if newest_table else None
+    tolerated = losses_tolerated(ledger, known[best.version]) if best.version in known else None
     return base | {
         "nodes": rows,
         "collector": ledger.collector,
         "epoch": ledger.epoch,
         "captured": named(best.version),
         "sealed": named(ledger.sealed),
+        "shielded": named(ledger.shielded),
         "persisted": named(ledger.persisted),
         "losses_tolerated": tolerated,
+        "groups": _groups(ledger),
         "ok": not ledger.lost,
         "reason": f"nodes lost: {', '.join(map(str, ledger.lost))}" if ledger.lost else "",
     }
 
 
+def _groups(ledger: Ledger) -> dict[str, Any]:
+    """Which nodes protect each other, and whether that keeps the rule of the failure domains, in lines for people."""
+    groups, domains, parity = ledger.map.groups, dict(ledger.map.domains), ledger.map.parity
+    return {
+        "lines": explain(groups, domains, parity=parity),
+        "rule_kept": not breaches(groups, domains, parity=parity),
+        "map": ledger.map.number,
+    }
+
+
+def _state(ledger: Ledger, node: int) -> str:
+    """live, lost, left (lost for so long that the others go on without it), or unheard."""
+    if node in ledger.lost:
+        return "left" if node in ledger.left else "lost"
+    return "live" if ledger.report(node) else "unheard"
+
+
 def recoverable(node: Node, stored: Sequence[Step]) -> dict[str, Any]:
     """`ckptd list`: every step that could be restored, where it is, and what a restart would choose."""
-    ledger, groups = node.ledger, node.config.groups
+    ledger = node.ledger
     rows: list[dict[str, Any]] = []
     on_storage = {step.manifest.version: step for step in stored}
-    tables = survey(ledger) if ledger else {}
+    tables = tables_of(ledger) if ledger else {}
     for version in sorted({*tables, *on_storage}, reverse=True):
         where: list[str] = []
         reason = ""
         if ledger and version in tables:
-            sources = sources_for(ledger, tables[version], groups)
+            sources = sources_for(ledger, tables[version])
             if isinstance(sources, str):
                 reason = sources
             else:
@@ -100,7 +120,7 @@ def recoverable(node: Node, stored: Sequence[Step]) -> dict[str, Any]:
         if version in on_storage:
             row["path"] = str(on_storage[version].path)
         rows.append(row)
-    chosen: Plan | None = plan(ledger, [step.stored for step in stored], groups) if ledger else None
+    chosen: Plan | None = plan(ledger, [step.stored for step in stored]) if ledger else None
     return {
         "job": node.config.job,
         "steps": rows,
@@ -114,7 +134,7 @@ def recoverable(node: Node, stored: Sequence[Step]) -> dict[str, Any]:
 def rebuild_state(node: Node) -> dict[str, Any]:
     """`ckptd recover`: whether a rebuild runs, and what is still missing of this node's payload."""
     ledger = node.ledger
-    best = plan(ledger, (), node.config.groups).version if ledger else None
+    best = plan(ledger, ()).version if ledger else None
     lacking = node.duties.lacking(ledger, node.catalog) if ledger else []
     missing = [{"rank": rank, **(named(version) or {})} for version, rank in lacking if version == best]
     reason = (

@@ -23,7 +23,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, TypeVar
@@ -71,8 +71,9 @@ class Cluster:
 
     def __init__(
         self, nodes: int, *, parity: int, placement: Sequence[int] | None = None, persist_every: int = 0, slots: int = 3,
-        encrypted: bool = False,
+        encrypted: bool = False, settings: Mapping[str, str] | None = None,
     ) -> None:  # fmt: skip
+        self._environment = _ENVIRONMENT | {f"CKPTD_{name}": value for name, value in (settings or {}).items()}
         self.parity, self._persist_every, self._slots = parity, persist_every, slots
         self.placement = list(range(nodes)) if placement is None else list(placement)
         self.processes: dict[int, subprocess.Popen[bytes]] = {}
@@ -134,7 +135,7 @@ class Cluster:
         command += ["--tls-dir", str(self._tls_dir)] if self._tls_dir else []
         with (self._folder / f"log{node}").open("a") as log:
             self.processes[node] = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stderr=log, cwd=self._folder, env=_ENVIRONMENT
+                command, stdin=subprocess.DEVNULL, stderr=log, cwd=self._folder, env=self._environment
             )
 
     def wait_ready(self, node: int) -> None:
@@ -192,7 +193,7 @@ class Cluster:
 
     def parity_files(self, node: int, version: Version) -> list[Path]:
         """The files of the parities that a node keeps of a version, by their records."""
-        records = self.segments(node).glob(f"parity-*.e{version.epoch}.s{version.step}.json")
+        records = self.segments(node).glob(f"parity-*.e{version.epoch}.s{version.step}.*.json")
         return [self.segments(node) / str(json.loads(path.read_text())["file"]) for path in sorted(records)]
 
     def log(self, node: int) -> str:

@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from hypothesis import strategies as st
 
+from ckptd.ckpt.domain import DOMAIN
 from ckptd.ckpt.inventory import ORIGINS, Captures, Held, Ledger, Parity, Part, Report
-from ckptd.ckpt.model import Image, Payload, Table, Version
+from ckptd.ckpt.model import GroupMap, Image, Payload, Table, Version
 
 NODES = 8
 """The letters below are of a job with this many nodes."""
 
 versions = st.builds(Version, st.integers(0, 2**53 - 1), st.integers(0, 2**53 - 1))
 digests = st.text("0123456789abcdef", min_size=32, max_size=32)
+
+
+domains = st.from_regex(DOMAIN, fullmatch=True)
+
+
+@st.composite
+def _maps(draw: st.DrawFn) -> GroupMap:
+    """Any map of some of the job's nodes; none at all, too."""
+    nodes = draw(st.permutations(range(NODES)))[: draw(st.integers(0, NODES))]
+    cuts = sorted(draw(st.sets(st.integers(1, NODES - 1), max_size=3)) | {0, NODES})
+    groups = tuple(tuple(nodes[first:last]) for first, last in pairwise(cuts) if nodes[first:last])
+    known = tuple((node, draw(domains)) for node in sorted(nodes) if draw(st.booleans()))
+    return GroupMap(draw(st.integers(0, 2**53 - 1)), draw(st.integers(0, NODES - 1)), groups, known)
+
+
+maps = _maps()
 
 
 def images_of(rank: int) -> st.SearchStrategy[Image]:
@@ -27,7 +46,7 @@ def _tables(draw: st.DrawFn) -> Table:
         Payload(node, tuple(draw(images_of(rank)) for rank in where if where[rank] == node))
         for node in sorted(set(where.values()) - {-1})
     )
-    return Table(draw(versions), world, payloads)
+    return Table(draw(versions), world, payloads, draw(maps))
 
 
 tables = _tables()
@@ -41,7 +60,7 @@ def _held(draw: st.DrawFn) -> Held:
 
 
 small = st.integers(0, 255)
-parities = st.builds(Parity, versions, small, small, small)
+parities = st.builds(Parity, versions, digests, small, small, small)
 boots = st.text(min_size=1, max_size=64)
 maybe_version = st.none() | versions
 
@@ -70,6 +89,7 @@ def reports(node: st.SearchStrategy[int]) -> st.SearchStrategy[Report]:
         | st.builds(Part, versions, st.lists(st.integers(0, 9).flatmap(images_of), max_size=2).map(tuple)),
         sealed=maybe_version,
         persisted=maybe_version,
+        domain=st.just("") | domains,
         scanned=st.booleans(),
     )
 
@@ -82,8 +102,11 @@ def _ledgers(draw: st.DrawFn) -> Ledger:
         collector=draw(st.integers(0, NODES - 1)),
         boot=draw(boots),
         seq=draw(st.integers(0, 2**53 - 1)),
+        nodes=NODES,
+        map=draw(maps),
         epoch=draw(st.integers(0, 2**53 - 1)),
         sealed=draw(maybe_version),
+        shielded=draw(maybe_version),
         persisted=draw(maybe_version),
         persist=draw(maybe_version),
         protect=draw(maybe_version),

@@ -33,14 +33,42 @@ class Payload(_message.Message):
     def __init__(self, node: _Optional[int] = ..., images: _Optional[_Iterable[_Union[Image, _Mapping]]] = ...) -> None: ...
 
 class Table(_message.Message):
-    __slots__ = ("version", "world", "payloads")
+    __slots__ = ("version", "world", "payloads", "map")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     WORLD_FIELD_NUMBER: _ClassVar[int]
     PAYLOADS_FIELD_NUMBER: _ClassVar[int]
+    MAP_FIELD_NUMBER: _ClassVar[int]
     version: Version
     world: int
     payloads: _containers.RepeatedCompositeFieldContainer[Payload]
-    def __init__(self, version: _Optional[_Union[Version, _Mapping]] = ..., world: _Optional[int] = ..., payloads: _Optional[_Iterable[_Union[Payload, _Mapping]]] = ...) -> None: ...
+    map: GroupMap
+    def __init__(self, version: _Optional[_Union[Version, _Mapping]] = ..., world: _Optional[int] = ..., payloads: _Optional[_Iterable[_Union[Payload, _Mapping]]] = ..., map: _Optional[_Union[GroupMap, _Mapping]] = ...) -> None: ...
+
+class Domain(_message.Message):
+    __slots__ = ("node", "name")
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    node: int
+    name: str
+    def __init__(self, node: _Optional[int] = ..., name: _Optional[str] = ...) -> None: ...
+
+class Nodes(_message.Message):
+    __slots__ = ("nodes",)
+    NODES_FIELD_NUMBER: _ClassVar[int]
+    nodes: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, nodes: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class GroupMap(_message.Message):
+    __slots__ = ("number", "parity", "groups", "domains")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    PARITY_FIELD_NUMBER: _ClassVar[int]
+    GROUPS_FIELD_NUMBER: _ClassVar[int]
+    DOMAINS_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    parity: int
+    groups: _containers.RepeatedCompositeFieldContainer[Nodes]
+    domains: _containers.RepeatedCompositeFieldContainer[Domain]
+    def __init__(self, number: _Optional[int] = ..., parity: _Optional[int] = ..., groups: _Optional[_Iterable[_Union[Nodes, _Mapping]]] = ..., domains: _Optional[_Iterable[_Union[Domain, _Mapping]]] = ...) -> None: ...
 
 class Held(_message.Message):
     __slots__ = ("version", "world", "image", "origin")
@@ -55,16 +83,18 @@ class Held(_message.Message):
     def __init__(self, version: _Optional[_Union[Version, _Mapping]] = ..., world: _Optional[int] = ..., image: _Optional[_Union[Image, _Mapping]] = ..., origin: _Optional[str] = ...) -> None: ...
 
 class Parity(_message.Message):
-    __slots__ = ("version", "group", "stripe", "row")
+    __slots__ = ("version", "group", "stripe", "row", "table")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     GROUP_FIELD_NUMBER: _ClassVar[int]
     STRIPE_FIELD_NUMBER: _ClassVar[int]
     ROW_FIELD_NUMBER: _ClassVar[int]
+    TABLE_FIELD_NUMBER: _ClassVar[int]
     version: Version
     group: int
     stripe: int
     row: int
-    def __init__(self, version: _Optional[_Union[Version, _Mapping]] = ..., group: _Optional[int] = ..., stripe: _Optional[int] = ..., row: _Optional[int] = ...) -> None: ...
+    table: str
+    def __init__(self, version: _Optional[_Union[Version, _Mapping]] = ..., group: _Optional[int] = ..., stripe: _Optional[int] = ..., row: _Optional[int] = ..., table: _Optional[str] = ...) -> None: ...
 
 class Part(_message.Message):
     __slots__ = ("version", "images")
@@ -97,7 +127,7 @@ class Captures(_message.Message):
     def __init__(self, rank: _Optional[int] = ..., free: _Optional[int] = ..., begun: _Optional[_Union[Version, _Mapping]] = ..., unfinished: _Optional[_Iterable[_Union[Version, _Mapping]]] = ..., epoch: _Optional[int] = ...) -> None: ...
 
 class Report(_message.Message):
-    __slots__ = ("node", "boot", "seq", "data_port", "epoch", "ranks", "captures", "held", "parities", "tables", "part", "sealed", "persisted", "scanned")
+    __slots__ = ("node", "boot", "seq", "data_port", "epoch", "ranks", "captures", "held", "parities", "tables", "part", "sealed", "persisted", "domain", "scanned")
     NODE_FIELD_NUMBER: _ClassVar[int]
     BOOT_FIELD_NUMBER: _ClassVar[int]
     SEQ_FIELD_NUMBER: _ClassVar[int]
@@ -111,6 +141,7 @@ class Report(_message.Message):
     PART_FIELD_NUMBER: _ClassVar[int]
     SEALED_FIELD_NUMBER: _ClassVar[int]
     PERSISTED_FIELD_NUMBER: _ClassVar[int]
+    DOMAIN_FIELD_NUMBER: _ClassVar[int]
     SCANNED_FIELD_NUMBER: _ClassVar[int]
     node: int
     boot: str
@@ -125,11 +156,12 @@ class Report(_message.Message):
     part: Part
     sealed: Version
     persisted: Version
+    domain: str
     scanned: bool
-    def __init__(self, node: _Optional[int] = ..., boot: _Optional[str] = ..., seq: _Optional[int] = ..., data_port: _Optional[int] = ..., epoch: _Optional[int] = ..., ranks: _Optional[_Iterable[_Union[Attached, _Mapping]]] = ..., captures: _Optional[_Iterable[_Union[Captures, _Mapping]]] = ..., held: _Optional[_Iterable[_Union[Held, _Mapping]]] = ..., parities: _Optional[_Iterable[_Union[Parity, _Mapping]]] = ..., tables: _Optional[_Iterable[_Union[Table, _Mapping]]] = ..., part: _Optional[_Union[Part, _Mapping]] = ..., sealed: _Optional[_Union[Version, _Mapping]] = ..., persisted: _Optional[_Union[Version, _Mapping]] = ..., scanned: _Optional[bool] = ...) -> None: ...
+    def __init__(self, node: _Optional[int] = ..., boot: _Optional[str] = ..., seq: _Optional[int] = ..., data_port: _Optional[int] = ..., epoch: _Optional[int] = ..., ranks: _Optional[_Iterable[_Union[Attached, _Mapping]]] = ..., captures: _Optional[_Iterable[_Union[Captures, _Mapping]]] = ..., held: _Optional[_Iterable[_Union[Held, _Mapping]]] = ..., parities: _Optional[_Iterable[_Union[Parity, _Mapping]]] = ..., tables: _Optional[_Iterable[_Union[Table, _Mapping]]] = ..., part: _Optional[_Union[Part, _Mapping]] = ..., sealed: _Optional[_Union[Version, _Mapping]] = ..., persisted: _Optional[_Union[Version, _Mapping]] = ..., domain: _Optional[str] = ..., scanned: _Optional[bool] = ...) -> None: ...
 
 class Ledger(_message.Message):
-    __slots__ = ("collector", "boot", "seq", "epoch", "sealed", "persisted", "persist", "protect", "tables", "reports", "lost")
+    __slots__ = ("collector", "boot", "seq", "epoch", "sealed", "persisted", "persist", "protect", "tables", "reports", "lost", "nodes", "map", "shielded")
     COLLECTOR_FIELD_NUMBER: _ClassVar[int]
     BOOT_FIELD_NUMBER: _ClassVar[int]
     SEQ_FIELD_NUMBER: _ClassVar[int]
@@ -141,6 +173,9 @@ class Ledger(_message.Message):
     TABLES_FIELD_NUMBER: _ClassVar[int]
     REPORTS_FIELD_NUMBER: _ClassVar[int]
     LOST_FIELD_NUMBER: _ClassVar[int]
+    NODES_FIELD_NUMBER: _ClassVar[int]
+    MAP_FIELD_NUMBER: _ClassVar[int]
+    SHIELDED_FIELD_NUMBER: _ClassVar[int]
     collector: int
     boot: str
     seq: int
@@ -152,7 +187,10 @@ class Ledger(_message.Message):
     tables: _containers.RepeatedCompositeFieldContainer[Table]
     reports: _containers.RepeatedCompositeFieldContainer[Report]
     lost: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, collector: _Optional[int] = ..., boot: _Optional[str] = ..., seq: _Optional[int] = ..., epoch: _Optional[int] = ..., sealed: _Optional[_Union[Version, _Mapping]] = ..., persisted: _Optional[_Union[Version, _Mapping]] = ..., persist: _Optional[_Union[Version, _Mapping]] = ..., protect: _Optional[_Union[Version, _Mapping]] = ..., tables: _Optional[_Iterable[_Union[Table, _Mapping]]] = ..., reports: _Optional[_Iterable[_Union[Report, _Mapping]]] = ..., lost: _Optional[_Iterable[int]] = ...) -> None: ...
+    nodes: int
+    map: GroupMap
+    shielded: Version
+    def __init__(self, collector: _Optional[int] = ..., boot: _Optional[str] = ..., seq: _Optional[int] = ..., epoch: _Optional[int] = ..., sealed: _Optional[_Union[Version, _Mapping]] = ..., persisted: _Optional[_Union[Version, _Mapping]] = ..., persist: _Optional[_Union[Version, _Mapping]] = ..., protect: _Optional[_Union[Version, _Mapping]] = ..., tables: _Optional[_Iterable[_Union[Table, _Mapping]]] = ..., reports: _Optional[_Iterable[_Union[Report, _Mapping]]] = ..., lost: _Optional[_Iterable[int]] = ..., nodes: _Optional[int] = ..., map: _Optional[_Union[GroupMap, _Mapping]] = ..., shielded: _Optional[_Union[Version, _Mapping]] = ...) -> None: ...
 
 class Letter(_message.Message):
     __slots__ = ("report", "ledger")

@@ -7,10 +7,21 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
-from ckptd.ckpt.errors import CorruptionError, PeerError
+from ckptd.ckpt.domain import check_domain
+from ckptd.ckpt.errors import CorruptionError, PeerError, UsageError
 from ckptd.ckpt.inventory import ORIGINS, Captures, Held, Ledger, Parity, Part, Report
-from ckptd.ckpt.model import Image, Payload, Table, Version
-from ckptd.ckpt.tables import PID_MAX, RANKS_MAX, STEP_MAX, check_image, check_table, number
+from ckptd.ckpt.model import GroupMap, Image, Payload, Table, Version
+from ckptd.ckpt.tables import (
+    PID_MAX,
+    RANKS_MAX,
+    STEP_MAX,
+    check_digest,
+    check_image,
+    check_map,
+    check_table,
+    nodes_in,
+    number,
+)  # fmt: skip
 from ckptd.ckpt.wire import ckptd_pb2 as pb
 
 
@@ -32,12 +43,28 @@ def _image_in(message: pb.Image) -> Image:
 
 def _table_out(table: Table) -> pb.Table:
     payloads = [pb.Payload(node=p.node, images=[_image_out(image) for image in p.images]) for p in table.payloads]
-    return pb.Table(version=version_out(table.version), world=table.world, payloads=payloads)
+    return pb.Table(version=version_out(table.version), world=table.world, payloads=payloads, map=_map_out(table.map))
+
+
+def _map_out(map_: GroupMap) -> pb.GroupMap:
+    return pb.GroupMap(
+        number=map_.number,
+        parity=map_.parity,
+        groups=[pb.Nodes(nodes=nodes) for nodes in map_.groups],
+        domains=[pb.Domain(node=node, name=name) for node, name in map_.domains],
+    )
+
+
+def _map_in(message: pb.GroupMap) -> GroupMap:
+    groups = tuple(tuple(group.nodes) for group in message.groups)
+    domains = tuple((domain.node, domain.name) for domain in message.domains)
+    return check_map(GroupMap(number("map", message.number, STEP_MAX), message.parity, groups, domains))
 
 
 def _table_in(message: pb.Table) -> Table:
     payloads = tuple(Payload(p.node, tuple(_image_in(image) for image in p.images)) for p in message.payloads)
-    return check_table(Table(version_in(message.version), number("world", message.world, RANKS_MAX), payloads))
+    world = number("world", message.world, RANKS_MAX)
+    return check_table(Table(version_in(message.version), world, payloads, _map_in(message.map)))
 
 
 def _captures_out(captures: Captures) -> pb.Captures:
@@ -71,12 +98,13 @@ def _report_out(report: Report) -> pb.Report:
             for h in report.held
         ],
         parities=[
-            pb.Parity(version=version_out(p.version), group=p.group, stripe=p.stripe, row=p.row)
+            pb.Parity(version=version_out(p.version), table=p.table, group=p.group, stripe=p.stripe, row=p.row)
             for p in report.parities
         ],
         tables=[_table_out(table) for table in report.tables],
         sealed=version_out(report.sealed),
         persisted=version_out(report.persisted),
+        domain=report.domain,
         scanned=report.scanned,
     )
     if report.part is not None:
@@ -108,13 +136,19 @@ def _report_in(message: pb.Report) -> Report:
         ranks=tuple((number("rank", item.rank, RANKS_MAX), number("pid", item.pid, PID_MAX)) for item in message.ranks),
         captures=tuple(_captures_in(item) for item in message.captures),
         held=tuple(_held_in(item) for item in message.held),
-        parities=tuple(Parity(version_in(p.version), p.group, p.stripe, p.row) for p in message.parities),
+        parities=tuple(_parity_in(parity) for parity in message.parities),
         tables=tuple(_table_in(table) for table in message.tables),
         part=part,
         sealed=_maybe(message, "sealed"),
         persisted=_maybe(message, "persisted"),
+        domain=check_domain(message.domain, "domain") if message.domain else "",
         scanned=message.scanned,
     )
+
+
+def _parity_in(message: pb.Parity) -> Parity:
+    name = check_digest(message.table)
+    return Parity(version_in(message.version), name, message.group, message.stripe, message.row)
 
 
 def _ledger_out(ledger: Ledger) -> pb.Ledger:
@@ -130,6 +164,9 @@ def _ledger_out(ledger: Ledger) -> pb.Ledger:
         tables=[_table_out(table) for table in ledger.tables],
         reports=[_report_out(report) for report in ledger.reports],
         lost=ledger.lost,
+        nodes=ledger.nodes,
+        map=_map_out(ledger.map),
+        shielded=version_out(ledger.shielded),
     )
 
 
@@ -150,6 +187,9 @@ def _ledger_in(message: pb.Ledger) -> Ledger:
         tables=tuple(_table_in(table) for table in message.tables),
         reports=tuple(_report_in(report) for report in message.reports),
         lost=tuple(number("lost node", node, RANKS_MAX) for node in message.lost),
+        nodes=number("nodes", message.nodes, RANKS_MAX),
+        map=_map_in(message.map),
+        shielded=_maybe(message, "shielded"),
     )
 
 
@@ -175,9 +215,11 @@ def letter_in(data: bytes, nodes: int) -> Report | Ledger:
             _check_nodes(nodes, [report])
             return report
         ledger = _ledger_in(message.ledger)
-        _check_nodes(nodes, ledger.reports, ledger.tables, [ledger.collector, *ledger.lost])
+        _check_nodes(nodes, ledger.reports, ledger.tables, [ledger.collector, *ledger.lost, *ledger.map.nodes])
+        if ledger.nodes != nodes:
+            raise CorruptionError(f"a ledger of {ledger.nodes} nodes in a job of {nodes}")
         return ledger
-    except (DecodeError, CorruptionError) as error:
+    except (DecodeError, CorruptionError, UsageError) as error:
         raise PeerError(f"a letter that can't be read: {error}") from error
 
 
@@ -187,7 +229,7 @@ def _check_nodes(
     """Whoever is named must be of this job: nodes are indices into its list of addresses."""
     senders = [report.node for report in reports]
     all_tables = [*tables, *(table for report in reports for table in report.tables)]
-    named = [*senders, *others, *(payload.node for table in all_tables for payload in table.payloads)]
+    named = [*senders, *others, *(node for table in all_tables for node in nodes_in(table))]
     if named and max(named) >= nodes:
         raise CorruptionError(f"node {max(named)} in a job of {nodes} nodes")
     if len(set(senders)) < len(senders):

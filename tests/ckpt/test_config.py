@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from ckptd.ckpt.config import Config, split_address
 from ckptd.ckpt.errors import UsageError
+from ckptd.ckpt.groups import groups_in
 
 SINGLE = Config(run_dir=Path("/r"), segment_dir=Path("/s"))
 PAIR = replace(SINGLE, nodes=("a:1", "b:1"), secret=b"s" * 16)
@@ -80,9 +81,10 @@ def test_an_address_is_split_or_refused(address: str) -> None:
     assert address == f"{host}:{port}" or address.rpartition(":")[2].lstrip("0") == str(port).lstrip("0")
 
 
-def test_groups_cover_every_node_once() -> None:
+def test_the_whole_map_covers_every_node_once() -> None:
     """The protection groups share out all nodes; a group that is too small has what parity it can have."""
     config = replace(SINGLE, nodes=tuple(f"n{i}:1" for i in range(11)), group_size=4, parity=2)
-    assert sorted(node for group in config.groups for node in group.nodes) == list(range(11))
-    assert all(len(group.nodes) <= 4 and group.layout.m == 2 for group in config.groups)
-    assert SINGLE.groups[0].layout.m == 0
+    assert config.whole_map.nodes == frozenset(range(11))
+    groups = groups_in(config.whole_map)
+    assert all(len(group.nodes) <= 4 and group.layout.m == 2 for group in groups)
+    assert groups_in(SINGLE.whole_map)[0].layout.m == 0

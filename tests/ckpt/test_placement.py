@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ckptd.ckpt.groups import groups_of
+from ckptd.ckpt.groups import map_of
 from ckptd.ckpt.placement import Breach, breaches, explain, parity_of, place
 
 few = settings(max_examples=60, deadline=None)
@@ -192,7 +192,7 @@ def test_without_domains_groups_are_contiguous(nodes: int) -> None:
     """As ever: the groups that the configuration alone gives; the same where all stand in one domain, as nothing helps."""
     for parity in range(4):
         for size in (2, 4, 8):
-            plain = tuple(group.nodes for group in groups_of(nodes, parity, size))
+            plain = map_of(1, range(nodes), parity=parity, size=size).groups
             assert place(range(nodes), {}, parity=parity, size=size) == plain
             assert place(range(nodes), dict.fromkeys(range(nodes), "a"), parity=parity, size=size) == plain
 

@@ -46,7 +46,7 @@ def test_every_field_reaches_the_configuration(monkeypatch: pytest.MonkeyPatch, 
         "JOB": "j", "NODE": "1", "NODES": "127.0.0.1:7, 127.0.0.2:8,", "PARITY": "0", "GROUP_SIZE": "4", "RUN_DIR": "r",
         "SEGMENT_DIR": "s", "STORAGE": "p", "PERSIST_EVERY": "5", "SLOTS": "2", "MEMORY_BYTES": "1000",
         "SECRET_FILE": "secret", "NICE": "3", "KEEP_LAST": "4", "KEEP_EVERY": "100", "DOMAIN": "rack-7",
-        "DOMAIN_LABEL": "rack",
+        "DOMAIN_LABEL": "rack", "SCRUB_EVERY_S": "60", "LEAVE_AFTER_S": "30",
         "BANDWIDTH_BYTES_S": "5000000", "CPU_SHARE": "0.5",
         "TLS_DIR": "certs",
     }  # fmt: skip
@@ -60,6 +60,7 @@ def test_every_field_reaches_the_configuration(monkeypatch: pytest.MonkeyPatch, 
     assert (config.persist_every, config.slots, config.memory_bytes, config.nice) == (5, 2, 1000, 3)
     assert (config.keep_last, config.keep_every) == (4, 100)
     assert config.domain == "rack-7"
+    assert (config.scrub_every_s, config.timing.leave_after_s) == (60.0, 30.0)
     assert (config.bandwidth_bytes_s, config.cpu_share) == (5_000_000, 0.5)
     assert config.secret == b"ab" * 16
     assert "ab" * 16 not in repr(config)

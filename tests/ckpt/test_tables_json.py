@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.values import json_values, tables
 
 from ckptd.ckpt.errors import CorruptionError
-from ckptd.ckpt.model import Image, Payload, Table, Version
+from ckptd.ckpt.model import GroupMap, Image, Payload, Table, Version
 from ckptd.ckpt.tables import RANKS_MAX, SIZE_MAX, STEP_MAX, table_from_json, table_to_json
 
 DIGEST = "0123456789abcdef" * 2
@@ -21,7 +21,12 @@ DIGEST = "0123456789abcdef" * 2
 def content(**changes: Any) -> dict[str, Any]:
     """A good table of two nodes, with some of its fields changed."""
     payloads = [{"node": node, "images": [[node, 100, DIGEST]]} for node in (0, 1)]
-    return {"epoch": 1, "step": 2, "world": 2, "payloads": payloads} | changes
+    return {"epoch": 1, "step": 2, "world": 2, "payloads": payloads, "map": map_of_two()} | changes
+
+
+def map_of_two(**changes: Any) -> dict[str, Any]:
+    """Its map, with some of its fields changed."""
+    return {"number": 3, "parity": 1, "groups": [[1, 0]], "domains": [[0, "rack-7"]]} | changes
 
 
 def payload(node: Any = 0, images: Any = ()) -> dict[str, Any]:
@@ -37,7 +42,12 @@ def test_a_table_survives_json(table: Table) -> None:
 def test_a_good_table() -> None:
     """The example that the hostile ones below are made from is fine."""
     images = [Image(rank, 100, DIGEST) for rank in (0, 1)]
-    expected = Table(Version(1, 2), 2, (Payload(0, (images[0],)), Payload(1, (images[1],))))
+    expected = Table(
+        Version(1, 2),
+        2,
+        (Payload(0, (images[0],)), Payload(1, (images[1],))),
+        GroupMap(3, 1, ((1, 0),), ((0, "rack-7"),)),
+    )
     assert table_from_json(content()) == expected
 
 
@@ -77,6 +87,28 @@ def test_a_good_table() -> None:
         content(step=STEP_MAX),
         content(step=True),
         content(step=float("nan")),
+        content(map=None),
+        content(map=[]),
+        content(map={}),
+        content(map=map_of_two(number=-1)),
+        content(map=map_of_two(number=STEP_MAX)),
+        content(map=map_of_two(parity="1")),
+        content(map=map_of_two(groups=None)),
+        content(map=map_of_two(groups="01")),
+        content(map=map_of_two(groups=[0, 1])),
+        content(map=map_of_two(groups=[[]])),
+        content(map=map_of_two(groups=["01"])),
+        content(map=map_of_two(groups=[[0, 1], [0]])),
+        content(map=map_of_two(groups=[[0, 1.5]])),
+        content(map=map_of_two(groups=[[0, RANKS_MAX]])),
+        content(map=map_of_two(groups=[list(range(257))])),
+        content(map=map_of_two(domains=None)),
+        content(map=map_of_two(domains=["ab"])),
+        content(map=map_of_two(domains=[[0]])),
+        content(map=map_of_two(domains=[[-1, "rack-7"]])),
+        content(map=map_of_two(domains=[[0, 7]])),
+        content(map=map_of_two(domains=[[0, ""]])),
+        content(map=map_of_two(domains=[[0, "a b"]])),
     ],
 )
 def test_a_bad_table_is_refused(bad: Any) -> None:

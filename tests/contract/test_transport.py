@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 from tests.contract.wires import DATA, IMAGE, PARITY, PIECES, SIZE, WIRES, V, Wire
@@ -46,7 +47,8 @@ def test_only_the_range_is_written(wire: Wire) -> None:
         Range(Version(2, 7), IMAGE, 0, 1),
         Range(V, Image(1, SIZE, IMAGE.digest), 0, 1),
         Range(V, Image(0, SIZE, "00" * 16), 0, 1),
-        Range(V, Parity(V, 1, 2, 1), 0, 1),
+        Range(V, replace(PARITY, row=1), 0, 1),
+        Range(V, replace(PARITY, table="00" * 16), 0, 1),
         Range(V, PARITY, PIECES, 1),
         Range(V, PARITY, PIECES - 1, 2),
         Range(V, PARITY, 2**32 - 1, 1),

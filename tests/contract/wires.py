@@ -33,7 +33,7 @@ SIZE = (PIECES - 1) * PIECE + 12_345
 DATA = bytes_of(V, 0, SIZE)
 SUMS = sums_of(DATA)
 IMAGE = Image(0, SIZE, digest_of(SUMS, SIZE))
-PARITY = Parity(V, 1, 2, 0)
+PARITY = Parity(V, "5a" * 16, 1, 2, 0)
 GRAIN = 3
 """Pieces of one request, so that a read of `PIECES` takes several."""
 READER, SERVER = (Member(job=JOB, node=node, secret=SECRET) for node in (0, 1))

@@ -65,7 +65,7 @@ def test_a_plan_stops_at_its_step_only(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_names_stand_for_a_kind_of_file() -> None:
     assert kind_of("/x/rank-00003.0a1b2c3d.safetensors") == "rank-#.#.safetensors"
-    assert kind_of(Path("/x/parity-000-001-00.e2.s17.json")) == "parity-#-#-#.e#.s#.json"
+    assert kind_of(Path("/x/parity-000-001-00.e2.s17.0123abcd.json")) == "parity-#-#-#.e#.s#.#.json"
     assert kind_of(7) == "descriptor"
 
 

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ckptd.daemon import channel, cli, fetch, peers, range_reader, range_server, segments, server
+from ckptd.daemon import channel, cli, peers, range_reader, range_server, segments, server, symbols
 from ckptd.erasure import Code
 
 PLAN, STEPS = "plan.json", "steps.txt"
@@ -90,7 +90,7 @@ def wrap(steps: Steps) -> None:
     _before(range_reader.RangeReader, "read", lambda *_: "ask for a range", steps)
     _before(channel.PlainChannel, "receive_into", lambda *_: "write received bytes", steps)
     _before(range_server.RangeServer, "_answer", lambda *_: "serve a range", steps)
-    _before(fetch.Fetcher, "_read_own", lambda *_: "copy own bytes", steps)
+    _before(symbols.Symbols, "_own", lambda *_: "copy own bytes", steps)
     for name in ("attach", "decide", "join", "gather", "release", "begin", "commit"):
         _before(server.LocalServer, name, lambda *_, name=name: f"take {name}", steps)
 

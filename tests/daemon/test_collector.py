@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from ckptd.ckpt.config import Config, Timing
-from ckptd.ckpt.inventory import Held, Ledger, Parity, Part, Report
+from ckptd.ckpt.groups import map_of, parities_of
+from ckptd.ckpt.inventory import Held, Ledger, Part, Report
 from ckptd.ckpt.model import Image, Payload, Table, Version
 from ckptd.daemon.collector import Collector
 
 NODES = 3
+MAP = map_of(1, range(NODES), parity=1, size=8)
 TIMING = Timing(report_every_s=0.25, lost_after_s=2.0, settle_s=10.0)
 
 
@@ -30,7 +32,7 @@ def image(rank: int) -> Image:
 
 
 def table(version: Version) -> Table:
-    return Table(version, NODES, tuple(Payload(node, (image(node),)) for node in range(NODES)))
+    return Table(version, NODES, tuple(Payload(node, (image(node),)) for node in range(NODES)), MAP)
 
 
 def report(node: int, *held: Version, parities: tuple[Version, ...] = (), seq: int = 1, boot: str = "a") -> Report:
@@ -40,7 +42,7 @@ def report(node: int, *held: Version, parities: tuple[Version, ...] = (), seq: i
         boot,
         seq,
         held=tuple(Held(version, NODES, image(node)) for version in held),
-        parities=tuple(Parity(version, 0, node, 0) for version in parities),
+        parities=tuple(parity for version in parities for parity in parities_of(table(version), node)),
         tables=tuple(table(version) for version in parities),
     )
 

@@ -12,7 +12,8 @@ from tests.sim.world import World
 from ckptd.ckpt.client import Decision
 from ckptd.ckpt.config import Config
 from ckptd.ckpt.errors import CkptdError, StaleStepError
-from ckptd.ckpt.inventory import Captures, Held, Ledger, Parity, Part, Report
+from ckptd.ckpt.groups import parities_of
+from ckptd.ckpt.inventory import Captures, Held, Ledger, Part, Report
 from ckptd.ckpt.model import Image, Payload, Table, Version
 from ckptd.daemon import events as ev
 from ckptd.daemon.catalog import Catalog, Holding
@@ -168,17 +169,18 @@ def test_a_decision_waits_until_every_node_has_spoken_or_is_lost() -> None:
 
 def pair_ledger(*versions: Version, sealed: Version, held_here: tuple[Version, ...]) -> Ledger:
     """Two nodes that mirror each other: node 0 has images and parities of all versions, node 1 only some images."""
-    tables = tuple(Table(v, 2, (Payload(0, (image(0),)), Payload(1, (image(1),)))) for v in sorted(versions)[::-1])
+    map_, payloads = PAIR.whole_map, (Payload(0, (image(0),)), Payload(1, (image(1),)))
+    tables = tuple(Table(v, 2, payloads, map_) for v in sorted(versions)[::-1])
     full = Report(
         0,
         "a",
         1,
         held=tuple(Held(v, 2, image(0)) for v in versions),
-        parities=tuple(Parity(v, 0, 0, 0) for v in versions),
+        parities=tuple(parity for made in tables for parity in parities_of(made, 0)),
         tables=tables,
     )
     here = Report(1, "b", 1, held=tuple(Held(v, 2, image(1), "parity") for v in held_here))
-    return Ledger(0, "a", 1, epoch=1, sealed=sealed, tables=tables, reports=(full, here))
+    return Ledger(0, "a", 1, nodes=2, map=map_, epoch=1, sealed=sealed, tables=tables, reports=(full, here))
 
 
 def rebuilds(catalog: Catalog, ledger: Ledger) -> list[Version]:
@@ -197,13 +199,37 @@ def test_both_the_newest_and_the_sealed_version_are_rebuilt() -> None:
 
 def test_only_what_still_has_to_be_written_is_pinned() -> None:
     """A version whose part is on storage, or that storage refused, does not keep a slot from the next snapshot."""
-    ledger = Ledger(0, "a", 1, persist=V1)
+    mine, moved_here = Image(0, 9, "00" * 16), Image(1, 9, "00" * 16)
+    ledger = Ledger(0, "a", 1, persist=V1, tables=(Table(V1, 2, (Payload(PAIR.node, (mine, moved_here)),)),))
     duties = Duties(PAIR)
     assert duties.pinned(ledger, None) == {V1}
-    assert duties.pinned(ledger, Part(V1, ())) == set()
+    assert duties.pinned(ledger, Part(V1, (mine,))) == {V1}, "another image was taken over since"
+    assert duties.pinned(ledger, Part(V1, (mine, moved_here))) == set()
     duties._writing.start(V1)
     duties.written(ev.Written(V1, (), "disk full"), 0.0)
     assert duties.pinned(ledger, None) == set()
+
+
+@pytest.mark.parametrize(("ranks", "world", "kept"), [((), 2, {V1, V2}), ((0,), 2, {V2}), ((), 1, {V2})])
+def test_old_images_of_ranks_that_live_elsewhere_make_room(
+    ranks: tuple[int, ...], world: int, kept: set[Version]
+) -> None:
+    """Node 1 holds two versions of an image, the newer one sealed: the older goes when its rank lives on node 0, or no more.
+
+    While it lives nowhere, as between a crash and the next start, both stay.
+    """
+    rank = 0 if world == 2 else 1
+    found = tuple(ev.FoundSlot(ev.SlotId(rank, n), v, 2, image(rank), "peer") for n, v in enumerate((V1, V2)))
+    node = Node(PAIR, "boot")
+    node.handle(ev.Scanned(found, (), 1, V2), 0.0)
+    sealed = Table(V2, world, tuple(Payload(n, (image(n),)) for n in range(world)), PAIR.whole_map)
+    other = Report(0, "x", 1, ranks=tuple((rank, 7) for rank in ranks))
+    facts = Ledger(0, "x", 1, nodes=2, map=PAIR.whole_map, sealed=V2, tables=(sealed,), reports=(other, node.report()))
+    effects = node.handle(ev.LedgerCame(facts), 0.1)
+    assert {held.version for _, held in node.catalog.holding()} == kept
+    retired = [effect.slot for effect in effects if isinstance(effect, ev.Retire)]
+    assert retired == [slot.slot for slot in found if slot.version not in kept]
+    node.check_invariants()
 
 
 # ---- slots that fill up ---------------------------------------------------------------------------------
@@ -264,7 +290,7 @@ def test_a_question_that_outlives_its_trainer_begins_no_epoch() -> None:
 
 def test_two_nodes_never_give_the_same_epoch() -> None:
     """A rank 0 that was replaced elsewhere may be asking still: both are answered, each under an epoch of its own."""
-    ledger = Ledger(0, "x", 1, reports=(Report(0, "x", 1), Report(1, "x", 1)))
+    ledger = Ledger(0, "x", 1, nodes=2, reports=(Report(0, "x", 1), Report(1, "x", 1)))
     given = set[tuple[int, int]]()
     for config in (PAIR, replace(PAIR, node=0)):
         for known in range(20):
@@ -285,7 +311,7 @@ def test_a_decision_without_a_node_leaps_to_an_epoch_that_it_can_not_know() -> N
             decisions = Decisions(PAIR, boot)
             decisions.ask(question, 1)
             reports = tuple(Report(node, boot, 1) for node in (0, 1) if node not in lost)
-            ((_, decision),) = decisions.settle(Ledger(1, boot, 1, reports=reports, lost=lost), 4)
+            ((_, decision),) = decisions.settle(Ledger(1, boot, 1, nodes=2, reports=reports, lost=lost), 4)
             epochs[lost, boot] = decision.epoch
     assert epochs[(), "one"] == epochs[(), "other"] == 6  # node 1 of two gives the even ones
     assert 1000 < epochs[(0,), "one"] != epochs[(0,), "other"] > 1000

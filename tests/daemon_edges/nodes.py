@@ -11,7 +11,8 @@ from tests.cluster import shm_dir
 from tests.payload import bytes_of
 
 from ckptd.ckpt.config import Config
-from ckptd.ckpt.inventory import Held, Ledger, Parity, Report
+from ckptd.ckpt.groups import parities_of
+from ckptd.ckpt.inventory import Held, Ledger, Report
 from ckptd.ckpt.model import Image, Payload, Table, Version
 from ckptd.ckpt.storage import Storage
 from ckptd.daemon import events as ev
@@ -86,21 +87,21 @@ class NodesHere:
 
     def capture(self, version: Version, sizes: list[int]) -> Table:
         images = [node.capture(version, size) for node, size in zip(self.nodes, sizes, strict=True)]
-        return Table(version, len(images), tuple(Payload(image.rank, (image,)) for image in images))
+        payloads = tuple(Payload(image.rank, (image,)) for image in images)
+        return Table(version, len(images), payloads, self.nodes[0].config.whole_map)
 
     def ledger(self, *lost: int) -> Ledger:
         reports = tuple(node.report() for node in self.nodes if node.config.node not in lost)
-        return Ledger(collector=0, boot="b", seq=1, reports=reports, lost=lost)
+        count, map_ = len(self.nodes), self.nodes[0].config.whole_map
+        return Ledger(collector=0, boot="b", seq=1, nodes=count, map=map_, reports=reports, lost=lost)
 
     def protect(self, table: Table) -> None:
-        """Make every parity of a version."""
+        """Make every parity of a version under a table."""
         ledger = self.ledger()
         for node in self.nodes:
-            (group,) = node.config.groups
-            for stripe, row in group.owned(node.config.node):
-                parity = Parity(table.version, group.index, stripe, row)
-                made = node.jobs.make_parity(ev.MakeParity(table, (parity,), ledger))
-                assert made.made == (parity,), made.reason
+            owed = parities_of(table, node.config.node)
+            made = node.jobs.make_parity(ev.MakeParity(table, owed, ledger))
+            assert made.made == owed, made.reason
 
 
 @contextlib.contextmanager

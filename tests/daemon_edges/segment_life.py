@@ -6,17 +6,26 @@ from pathlib import Path
 
 from tests.payload import bytes_of
 
+from ckptd.ckpt.groups import map_of
 from ckptd.ckpt.inventory import Parity
 from ckptd.ckpt.model import PIECE, Image, Payload, Table, Version
+from ckptd.ckpt.pieces import sums_of
 from ckptd.daemon.events import SlotId
 from ckptd.daemon.segments import Segments
 
 V1, V2 = Version(1, 1), Version(1, 2)
 SIZE = 2 * PIECE + 100
 SLOT = SlotId(3, 1)
-PARITY = Parity(V1, 0, 2, 1)
+MAP = map_of(1, range(4), parity=2, size=4)
 ROWS = ((1, 2), (3, 4))
-TABLE = Table(V1, 1, (Payload(0, (Image(0, 100, "ab" * 16),)),))
+
+
+def table_of(version: Version) -> Table:
+    return Table(version, 1, (Payload(0, (Image(0, 100, "ab" * 16),)),), MAP)
+
+
+TABLE = table_of(V1)
+PARITY = Parity(V1, TABLE.name, 0, 2, 1)
 
 
 class Life:
@@ -44,7 +53,7 @@ def capture(segments: Segments, slot: SlotId, version: Version, size: int = SIZE
 def make_parity(segments: Segments, parity: Parity = PARITY, pieces: int = 2) -> bytes:
     name, view = segments.new_parity(pieces * PIECE)
     view[:] = bytes_of(parity.version, parity.stripe, pieces * PIECE)
-    segments.record_parity(name, parity, TABLE, ROWS)
+    segments.record_parity(name, parity, table_of(parity.version), ROWS, sums_of(view))
     return bytes(view)
 
 

@@ -17,10 +17,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from ckptd.ckpt.certs import host_of, load, names_in
 from ckptd.ckpt.errors import AccessError, UsageError
-from ckptd.ckpt.settings import read
 from ckptd.daemon import cli
 from ckptd.daemon.certs import Made, make
-from ckptd.daemon.certs_command import certificate_rows
 
 NODES = ("host0:7700", "10.0.0.2:7700", "[fd00::3]:7700", "Host0:7701")
 NOW = datetime(2026, 11, 24, 12, tzinfo=timezone.utc)
@@ -303,22 +301,3 @@ def test_the_command_wants_nodes(run: Callable[..., Any], monkeypatch: pytest.Mo
     monkeypatch.setenv("CKPTD_NODES", "host0:7700,host1:7700")
     assert run("certs")[0] == 0
     assert Path("certs/node-1.key").exists()
-
-
-@pytest.mark.usefixtures("run")
-def test_the_doctors_rows(directory: Path) -> None:
-    """Off, well, about to expire, and wrong: each is a row with what was found and what to do."""
-    nodes = ",".join(NODES)
-    assert certificate_rows(read(), NOW)[0][:2] == ("encryption", True)
-    ((name, ok, found, remedy),) = certificate_rows(read(nodes=nodes), NOW)
-    assert (name, ok, "off" in found, "ckptd certs" in remedy) == ("encryption", True, True, True)
-    settings = read(nodes=nodes, node=1, tls_dir=directory)
-    assert certificate_rows(settings, NOW) == [("certificates", True, "node 1: good until 2027-03-04 (100 days)", "")]
-    ((_, ok, found, remedy),) = certificate_rows(settings, NOW + 71 * DAY)
-    assert (ok, "(29 days)" in found, "ckptd certs" in remedy) == (False, True, True)
-    ((_, ok, found, remedy),) = certificate_rows(read(nodes=nodes, node=4, tls_dir=directory), NOW)
-    assert (ok, found) == (False, "node 4: expected 0 to 3, the index of this node in --nodes")
-    (directory / "node-1.key").chmod(0o644)
-    ((_, ok, found, remedy),) = certificate_rows(settings, NOW)
-    assert (ok, remedy) == (False, "chmod 600 it")
-    assert found.endswith("node-1.key: others may read it (mode 644)")

@@ -281,7 +281,7 @@ def test_doctor(run: Run, daemon: tuple[str, ...], config: Config, tmp_path: Pat
     code, out, _ = run("doctor", *daemon, *places, "--json")
     found = json.loads(out)
     assert (code, found["ok"]) == (0, True)
-    names = ["erasure code", "shared memory", "storage", "run directory", "daemon"]
+    names = ["erasure code", "shared memory", "storage", "run directory", "encryption", "daemon", "groups", "groups"]
     assert [row["name"] for row in found["checks"]] == names
     assert list(config.segment_dir.glob("*doctor*")) + list((tmp_path / "p").rglob("*doctor*")) == []
     (tmp_path / "file").touch()

@@ -6,15 +6,16 @@ import errno
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ckptd.ckpt.config import Config
+from ckptd.ckpt.config import Config, Tls
 from ckptd.ckpt.errors import StorageError
 from ckptd.daemon import doctor, probes
-from ckptd.daemon.doctor import CHECKS, Row, examine
+from ckptd.daemon.doctor import CHECKS, Row, examine, judge_answer, judge_encryption
 from ckptd.daemon.probes import Answer, Codec, Place, Writing
 from ckptd.erasure import serving
 from ckptd.erasure.isal import Missing
@@ -218,3 +219,26 @@ def test_a_silent_daemon(tmp_path: Path) -> None:
     found = probes.answer(made(tmp_path))
     assert found.state == "silent"
     assert str(tmp_path / "run" / "ckptd.sock") in found.said
+
+
+def test_encryption_is_said() -> None:
+    """Off, on, and about to expire: each is a row with what was found and what to do."""
+    now = datetime(2026, 11, 24, 12, tzinfo=timezone.utc)
+    (alone,) = judge_encryption(None, 1, now)
+    (off,) = judge_encryption(None, 2, now)
+    assert (alone.verdict, alone.advice, off.verdict) == ("ok", "", "ok")
+    assert "can be read on the way" in off.found
+    assert "ckptd certs" in off.advice
+    tls = Tls(directory=Path("/certs"), node=1, ca=b"", certificate=b"", key=b"", until=now + timedelta(days=100))
+    (good,) = judge_encryption(tls, 2, now)
+    assert (good.verdict, good.found) == ("ok", "node 1: certificate good until 2027-03-04 (100 days)")
+    (soon,) = judge_encryption(tls, 2, now + timedelta(days=71))
+    assert (soon.verdict, "(29 days)" in soon.found, "ckptd certs" in soon.advice) == ("warn", True, True)
+
+
+def test_the_groups_of_a_running_job_are_shown() -> None:
+    """Each line of the daemon's is a row; a broken rule is a warning."""
+    kept = judge_answer(Answer("well", "node 0 of job j", ("group 0: ...", "proved: ..."), rule_kept=True))
+    assert [(row.name, row.verdict) for row in kept] == [("daemon", "ok"), ("groups", "ok"), ("groups", "ok")]
+    broken = judge_answer(Answer("well", "node 0 of job j", ("BROKEN: group 0: ...",), rule_kept=False))
+    assert [row.verdict for row in broken] == ["ok", "warn"]

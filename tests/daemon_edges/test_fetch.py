@@ -11,11 +11,13 @@ import pytest
 from tests.daemon_edges.nodes import NodesHere, nodes_here
 from tests.payload import bytes_of, flip
 
-from ckptd.ckpt.errors import CorruptionError, PeerError, Unrecoverable
-from ckptd.ckpt.inventory import Ledger, Parity
+from ckptd.ckpt.errors import PeerError, Unrecoverable
+from ckptd.ckpt.groups import parities_of
+from ckptd.ckpt.inventory import Ledger
 from ckptd.ckpt.model import PIECE, Version
 from ckptd.daemon import events as ev
 from ckptd.daemon.fetch import WINDOW
+from ckptd.daemon.transport import NotHeld, Range
 
 V = Version(1, 5)
 SIZES = [3 * PIECE + 77, 1000, 2 * PIECE, 5 * PIECE - 1]
@@ -35,7 +37,7 @@ def gather(nodes: NodesHere, node: int, ledger: Ledger) -> list[str]:
     assert [item.rank for item in found] == [0, 1, 2, 3]
     for item in found:
         assert item.path.read_bytes() == bytes_of(V, item.rank, SIZES[item.rank]), f"rank {item.rank}"
-    nodes[node].segments.release(V)
+    nodes[node].segments.restored.release(V)
     return [item.source for item in found]
 
 
@@ -69,7 +71,7 @@ def test_damage_anywhere_is_gone_around(nodes: NodesHere) -> None:
     nodes.protect(nodes.capture(V, SIZES))
     flip(nodes[1].segments.file_for(nodes[1].slot, SIZES[1]), 999)
     assert gather(nodes, 1, nodes.ledger()) == ["peer", "parity", "peer", "peer"]
-    assert set(nodes[1].damage) == {ev.Damaged(nodes[1].slot, V)}
+    assert set(nodes[1].damage) == {ev.Damaged(nodes[1].slot, V, (0,))}
     nodes[1].damage.clear()
     assert gather(nodes, 0, nodes.ledger()) == ["own", "parity", "peer", "peer"]
     assert nodes[1].damage
@@ -86,23 +88,21 @@ def test_an_own_damaged_piece_spoils_no_parity(nodes: NodesHere) -> None:
     """A parity is never made of bytes that fail their check; nothing is recorded, the file is used again."""
     table = nodes.capture(V, SIZES)
     flip(nodes[0].segments.file_for(nodes[0].slot, SIZES[0]), PIECE + 1)
-    (group,) = nodes[0].config.groups
     failed = []
     for node in nodes.nodes:
-        owed = tuple(Parity(V, 0, stripe, row) for stripe, row in group.owned(node.config.node))
+        owed = parities_of(table, node.config.node)
         made = node.jobs.make_parity(ev.MakeParity(table, owed, nodes.ledger()))
         failed += [made.reason] if made.reason else []
         assert set(made.made) == {parity for parity, _ in node.segments.parity_entries()}
     assert failed
-    assert all("rank 0, step 5" in reason and "fails its checksum" in reason for reason in failed)
-    assert set(nodes[0].damage) == {ev.Damaged(nodes[0].slot, V)}
+    assert all("1 pieces are damaged where they are held" in reason for reason in failed)
+    assert set(nodes[0].damage) == {ev.Damaged(nodes[0].slot, V, (1,))}
 
 
 def test_a_full_tmpfs_fails_one_parity(nodes: NodesHere, monkeypatch: pytest.MonkeyPatch) -> None:
     """When the record of a parity can't be written, the reason comes back and the file is used for the next try."""
     table = nodes.capture(V, SIZES)
-    (group,) = nodes[0].config.groups
-    owed = tuple(Parity(V, 0, stripe, row) for stripe, row in group.owned(0))
+    owed = parities_of(table, 0)
     with monkeypatch.context() as patch:
 
         def full(path: Path, text: str) -> int:
@@ -143,8 +143,8 @@ def test_a_copy_is_checked_as_a_whole(nodes: NodesHere, monkeypatch: pytest.Monk
     def nothing(*_: object) -> int:
         return 0
 
-    monkeypatch.setattr(nodes[0].fetcher._reader, "read", nothing)
-    with pytest.raises(Unrecoverable, match="from node 1 fails the image's digest"):
+    monkeypatch.setattr(nodes[0].fetcher._symbols._reader, "read", nothing)
+    with pytest.raises(Unrecoverable, match=r"rank 1 of step 5 .*: what was brought fails the image's digest"):
         nodes[0].jobs.gather(nodes.ledger(), V)
 
 
@@ -163,18 +163,18 @@ def test_images_longer_than_a_window(tmp_path: Path) -> None:
 
 def test_several_images_on_one_node(nodes: NodesHere) -> None:
     """Segments run over the ends of images: a payload of several images is decoded image by image."""
-    extra = ev.SlotId(9, 0)
+    extra = ev.SlotId(4, 0)
     path = nodes[1].segments.file_for(extra, SIZES[3])
-    path.write_bytes(bytes_of(V, 9, SIZES[3]))
+    path.write_bytes(bytes_of(V, 4, SIZES[3]))
     second = nodes[1].segments.record(extra, V, 5)
     table = nodes.capture(V, SIZES)
     payloads = list(table.payloads)
     payloads[1] = replace(payloads[1], images=(*payloads[1].images, second))
-    table = replace(table, world=10, payloads=tuple(payloads))
+    table = replace(table, world=5, payloads=tuple(payloads))
     nodes.protect(table)
     for image in payloads[1].images:
         into = memoryview(bytearray(image.size))
-        nodes[2].fetcher.decode(nodes.ledger(1), table, 1, image, into)
+        nodes[2].fetcher.decode(nodes.ledger(1), V, image, into, range(image.pieces))
         assert into == bytes_of(V, image.rank, image.size)
 
 
@@ -184,14 +184,24 @@ def test_a_lost_source_is_named(nodes: NodesHere) -> None:
     ledger = nodes.ledger()
     nodes[3].segments.drop(nodes[3].slot)
     image = table.payloads[3].images[0]
-    with pytest.raises(PeerError, match="does not hold pieces"):
-        nodes[0].fetcher._copy(ledger, 3, table, image, memoryview(bytearray(image.size)))
-    with pytest.raises(PeerError, match=r"node 3 \(this one\) no longer holds"):
-        nodes[3].fetcher._copy(ledger, 3, table, image, memoryview(bytearray(image.size)))
+    wanted, into = Range(V, image, 0, image.pieces), memoryview(bytearray(image.size))
+    with pytest.raises(NotHeld, match="does not hold pieces"):
+        nodes[0].fetcher._symbols.range(ledger, 3, wanted, into)
+    with pytest.raises(NotHeld, match=r"node 3 \(this one\) no longer holds"):
+        nodes[3].fetcher._symbols.range(ledger, 3, wanted, into)
     with pytest.raises(PeerError, match="node 3 is lost"):
-        nodes[0].fetcher._copy(nodes.ledger(3), 3, table, image, memoryview(bytearray(image.size)))
-    flip(nodes[2].segments.file_for(nodes[2].slot, SIZES[2]), 0)
+        nodes[0].fetcher._symbols.range(nodes.ledger(3), 3, wanted, into)
+    with pytest.raises(
+        Unrecoverable, match=r"rank 3 of step 5 .*: .*does not hold pieces.*; stripe 0 .* 1 of 2 needed"
+    ):
+        nodes[0].fetcher.image(ledger, table, 3, into)
+
+
+def test_own_damage_is_told(nodes: NodesHere) -> None:
+    """What this node reads of its own memory is checked like what others send: the damaged pieces, and the daemon's word."""
+    table = nodes.capture(V, SIZES)
+    flip(nodes[2].segments.file_for(nodes[2].slot, SIZES[2]), PIECE)
     image = table.payloads[2].images[0]
-    with pytest.raises(CorruptionError, match=r"piece 0 of .* on this node"):
-        nodes[2].fetcher._copy(ledger, 2, table, image, memoryview(bytearray(image.size)))
-    assert nodes[2].damage
+    into = memoryview(bytearray(image.size))
+    assert nodes[2].fetcher._symbols.range(nodes.ledger(), 2, Range(V, image, 0, image.pieces), into) == {1}
+    assert nodes[2].damage == [ev.Damaged(nodes[2].slot, V, (1,))]

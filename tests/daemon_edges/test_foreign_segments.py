@@ -11,14 +11,16 @@ import pytest
 from tests.payload import bytes_of
 
 from ckptd.ckpt.errors import AccessError
-from ckptd.ckpt.inventory import Parity
+from ckptd.ckpt.groups import map_of, parities_of
 from ckptd.ckpt.model import PIECE, Payload, Table, Version
+from ckptd.ckpt.pieces import sums_of
 from ckptd.daemon.events import SlotId
 from ckptd.daemon.records import Owner
 from ckptd.daemon.segments import Segments
 
 V1 = Version(1, 1)
-MINE = Owner("mine", 1, 4, 1, 4)
+MINE = Owner("mine", 1, 4)
+MAP = map_of(1, range(4), parity=1, size=4)
 
 
 def opened(folder: Path, owner: Owner = MINE) -> Segments:
@@ -35,7 +37,9 @@ def folder(tmp_path: Path) -> Path:
     image = segments.record(slot, V1, 1)
     name, view = segments.new_parity(PIECE)
     view[:] = bytes(PIECE)
-    segments.record_parity(name, Parity(V1, 0, 1, 0), Table(V1, 1, (Payload(1, (image,)),)), ((1,),))
+    table = Table(V1, 1, (Payload(1, (image,)),), MAP)
+    (parity,) = parities_of(table, MINE.node)
+    segments.record_parity(name, parity, table, ((1,),), sums_of(view))
     view.release()
     segments.close(clean=False)
     return tmp_path / "segments"
@@ -64,8 +68,8 @@ def test_what_is_ours_is_found_again(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("other", "says"),
     [
-        (Owner("theirs", 1, 4, 1, 4), "belongs to job 'mine', node 1; this is job 'theirs', node 1"),
-        (Owner("mine", 2, 4, 1, 4), "belongs to job 'mine', node 1; this is job 'mine', node 2"),
+        (Owner("theirs", 1, 4), "belongs to job 'mine', node 1; this is job 'theirs', node 1"),
+        (Owner("mine", 2, 4), "belongs to job 'mine', node 1; this is job 'mine', node 2"),
     ],
 )
 def test_another_job_or_node_is_refused(folder: Path, other: Owner, says: str) -> None:
@@ -80,9 +84,10 @@ def test_another_job_or_node_is_refused(folder: Path, other: Owner, says: str) -
 @pytest.mark.parametrize(
     "owner",
     [
-        b"", b"{", b"[]", b"\xff", b'{"format": 2, "job": "mine"}', b'{"format": 1}', b'{"format": 1, "format": 1}',
-        b'{"format": 1, "job": "mine", "node": -1, "nodes": 4, "parity": 1, "group_size": 4}',
-        b'{"format": 1, "job": "mine", "node": true, "nodes": 4, "parity": 1, "group_size": 4}',
+        b"", b"{", b"[]", b"\xff", b'{"format": 2, "job": "mine"}', b'{"format": 2}', b'{"format": 2, "format": 2}',
+        b'{"format": 1, "job": "mine", "node": 1, "nodes": 4}',
+        b'{"format": 2, "job": "mine", "node": -1, "nodes": 4}',
+        b'{"format": 2, "job": "mine", "node": true, "nodes": 4}',
         b"[" * 100_000,
     ],
 )  # fmt: skip
@@ -103,11 +108,37 @@ def test_a_directory_of_other_things_is_refused(tmp_path: Path) -> None:
     assert contents(tmp_path) == before
 
 
-def test_images_survive_a_new_group_map_and_parities_do_not(folder: Path) -> None:
-    """With other nodes, parity or group size the stripes lie elsewhere; what a rank captured is what it was."""
-    slots, parities = opened(folder, Owner("mine", 1, 6, 2, 6)).scan()
+@pytest.mark.parametrize(("nodes", "kept"), [(2, 0), (3, 0), (4, 1), (6, 1)])
+def test_images_survive_another_node_count_and_parities_where_they_can(folder: Path, nodes: int, kept: int) -> None:
+    """A parity whose map names nodes that the job no longer has is dropped; what a rank captured is what it was.
+
+    With more nodes than before it stays good: it goes when the newest sealed version is protected under a map of all.
+    """
+    segments = opened(folder, Owner("mine", 1, nodes))
+    slots, parities = segments.scan()
     assert len(slots) == 1
-    assert not parities
+    assert len(parities) == kept
+    assert len(list(folder.glob("parity-*.json"))) == kept
+    assert json.loads((folder / "owner.json").read_text()) == {"format": 2, "job": "mine", "node": 1, "nodes": nodes}
+
+
+def test_the_file_of_a_parity_that_was_dropped_is_used_again(folder: Path) -> None:
+    (file,) = folder.glob("parity.*.bin")
+    segments = opened(folder, Owner("mine", 1, 2))
+    segments.scan()
+    assert segments.new_parity(PIECE)[0] == file.name
+
+
+def test_a_parity_that_another_node_should_keep_is_dropped(folder: Path) -> None:
+    """A record that says so was not written by this node; a stripe and a row that do not exist are nobody's."""
+    (record,) = folder.glob("parity-*.json")
+    content = json.loads(record.read_text())
+    for stripe, row in ((2, 0), (1, 1), (9, 0)):
+        other = folder / record.name.replace("parity-000-001-00", f"parity-000-{stripe:03d}-{row:02d}")
+        other.write_text(json.dumps(content | {"stripe": stripe, "row": row}))
+    _, parities = opened(folder).scan()
+    assert [found.parity.stripe for found in parities] == [1]
+    assert list(folder.glob("parity-*.json")) == [record]
 
 
 def _torn(folder: Path) -> None:

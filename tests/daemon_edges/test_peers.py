@@ -86,7 +86,7 @@ def report(seq: int) -> Report:
 def test_letters_arrive(configs: list[Config], post: Post, opened: Callable[[Config], Peers]) -> None:
     """A report and a ledger arrive as they were sent."""
     peers = opened(configs[0])
-    ledger = Ledger(collector=0, boot="b", seq=9, reports=(report(3),))
+    ledger = Ledger(collector=0, boot="b", seq=9, nodes=2, reports=(report(3),))
     peers.send(1, report(1))
     peers.send(1, ledger)
     until(lambda: len(post.letters) == 2, "both letters")
@@ -102,10 +102,10 @@ def test_the_newest_letter_wins(configs: list[Config], post: Post, opened: Calla
     until(lambda: post.letters, "the first letter")
     for seq in range(2, 50):
         peers.send(1, report(seq))
-        peers.send(1, Ledger(collector=0, boot="b", seq=seq))
+        peers.send(1, Ledger(collector=0, boot="b", seq=seq, nodes=2))
     post.hold.set()
     until(lambda: len(post.letters) >= 3, "the newest ones")
-    assert set(post.letters) == {report(1), report(49), Ledger(collector=0, boot="b", seq=49)}
+    assert set(post.letters) == {report(1), report(49), Ledger(collector=0, boot="b", seq=49, nodes=2)}
 
 
 def test_a_dead_peer_delays_nobody(configs: list[Config], post: Post, opened: Callable[[Config], Peers]) -> None:

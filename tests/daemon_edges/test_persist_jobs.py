@@ -90,7 +90,7 @@ def test_damaged_bytes_are_not_persisted(nodes: NodesHere) -> None:
         (),
         "rank 1 of step 5 (epoch 1): the slot's bytes no longer match their checksum",
     )
-    assert nodes[1].damage == [ev.Damaged(nodes[1].slot, V)]
+    assert nodes[1].damage == [ev.Damaged(nodes[1].slot, V, (5,))]
     assert "has None bytes" in nodes[0].jobs.publish(ev.Publish(table)).reason
     assert nodes[0].jobs.stored() == []
 

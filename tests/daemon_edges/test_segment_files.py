@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.daemon_edges.segment_life import PARITY, ROWS, SIZE, SLOT, TABLE, V1, V2, Life, capture, files, make_parity
-from tests.payload import bytes_of
+from tests.daemon_edges.segment_life import (
+    PARITY,
+    ROWS,
+    SIZE,
+    SLOT,
+    TABLE,
+    V1,
+    V2,
+    Life,
+    capture,
+    files,
+    make_parity,
+    table_of,
+)  # fmt: skip
+from tests.payload import bytes_of, flip
 
 from ckptd.ckpt.errors import AccessError, MemoryBudgetError
+from ckptd.ckpt.groups import map_of
 from ckptd.ckpt.inventory import Parity
 from ckptd.ckpt.model import PIECE
-from ckptd.daemon.events import SlotId
+from ckptd.ckpt.pieces import sums_of
+from ckptd.daemon.events import FoundParity, SlotId
 from ckptd.daemon.segments import Segments
 
 
@@ -106,19 +122,53 @@ def test_a_parity_file_is_used_again(segments: Segments) -> None:
     segments.abandon_parity(name, 2 * PIECE)
     assert segments.new_parity(2 * PIECE)[0] == name
     segments.abandon_parity(name, 2 * PIECE)
-    longer = Parity(V2, 0, 2, 1)
+    longer = Parity(V2, table_of(V2).name, 0, 2, 1)
     make_parity(segments, longer, pieces=3)
-    make_parity(segments, Parity(V2, 0, 3, 0), pieces=3)
+    make_parity(segments, Parity(V2, table_of(V2).name, 0, 3, 0), pieces=3)
     segments.drop_parity(longer)
     assert name not in files(segments, ".bin")
     assert segments.usage() == {"payload": 0, "parity": 6 * PIECE}
+
+
+def test_a_parity_made_anew_replaces_the_damaged_one(life: Life, segments: Segments) -> None:
+    """Good bytes are served at once, also after a restart, and the damaged file is the one that is used again."""
+    make_parity(segments)
+    (damaged,) = files(segments, ".bin")
+    flip(segments.directory / damaged, 5)
+    data = make_parity(segments)
+    kept = segments.parity(PARITY)
+    assert kept is not None
+    assert segments.check(kept) == []
+    assert kept.view == data
+    assert len(segments.parity_entries()) == 1
+    assert len(files(segments, ".bin")) == 2
+    assert segments.new_parity(2 * PIECE)[0] == damaged
+    later = life.again()
+    assert later.scan()[1] == (FoundParity(PARITY, TABLE),)
+
+
+def test_parities_of_two_maps_are_kept_side_by_side(life: Life, segments: Segments) -> None:
+    """The same stripe and row of a version under another map is another parity, with a record of its own."""
+    moved = replace(TABLE, map=map_of(2, range(5), parity=2, size=5))
+    other = replace(PARITY, table=moved.name)
+    first = make_parity(segments)
+    name, view = segments.new_parity(PIECE)
+    view[:] = bytes(PIECE)
+    segments.record_parity(name, other, moved, ROWS, sums_of(view))
+    later = life.again()
+    assert set(later.scan()[1]) == {FoundParity(PARITY, TABLE), FoundParity(other, moved)}
+    later.drop_parity(other)
+    kept = later.parity(PARITY)
+    assert kept is not None
+    assert kept.view == first
+    assert life.again().scan()[1] == (FoundParity(PARITY, TABLE),)
 
 
 def test_a_parity_that_could_not_be_recorded_is_not_lost_memory(
     segments: Segments, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where the record can't be written, the parity is not kept and its file can be used again."""
-    name, _ = segments.new_parity(PIECE)
+    name, view = segments.new_parity(PIECE)
 
     def full(path: Path, text: str) -> int:
         raise OSError(28, "No space left on device")
@@ -126,7 +176,7 @@ def test_a_parity_that_could_not_be_recorded_is_not_lost_memory(
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_text", full)
         with pytest.raises(OSError, match="No space"):
-            segments.record_parity(name, PARITY, TABLE, ROWS)
+            segments.record_parity(name, PARITY, TABLE, ROWS, sums_of(view))
     assert segments.parity(PARITY) is None
     segments.abandon_parity(name, PIECE)
     assert segments.new_parity(PIECE)[0] == name
@@ -143,17 +193,17 @@ def test_usage_while_files_come_and_go(segments: Segments, monkeypatch: pytest.M
 
 def test_images_brought_for_a_restore(life: Life, segments: Segments) -> None:
     """They lie in a private directory of their version, are replaced when asked for again, and go with `release`."""
-    path = segments.restore_dir(V1) / "rank-00000.safetensors"
-    segments.make_restored(path, SIZE)[:] = bytes_of(V1, 0, SIZE)
+    path = segments.restored.directory_of(V1) / "rank-00000.safetensors"
+    segments.restored.make(path, SIZE)[:] = bytes_of(V1, 0, SIZE)
     assert path.read_bytes() == bytes_of(V1, 0, SIZE)
-    segments.make_restored(path, 10)
+    segments.restored.make(path, 10)
     assert path.read_bytes() == bytes(10)
-    segments.release(V2)
+    segments.restored.release(V2)
     assert path.exists()
-    segments.release(V1)
-    segments.release(V1)
+    segments.restored.release(V1)
+    segments.restored.release(V1)
     assert not path.parent.exists()
-    segments.make_restored(segments.restore_dir(V1) / "rank-00000.safetensors", SIZE)
+    segments.restored.make(segments.restored.directory_of(V1) / "rank-00000.safetensors", SIZE)
     later = life.again()
     later.scan()
     assert not (later.directory / "restore").exists()  # a restore that was cut off is asked for anew

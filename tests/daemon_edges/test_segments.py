@@ -92,7 +92,7 @@ def test_damage_is_found_and_told_while_it_runs(segments: Segments) -> None:
     assert segments.check(held, 0, 2) == []
     assert segments.check(held, 1, 2) == segments.check(held) == [2]
     assert segments.check(kept) == [0]
-    assert told == [Damaged(SLOT, V1), Damaged(SLOT, V1), ParityDamaged(PARITY)]
+    assert told == [Damaged(SLOT, V1, (2,)), Damaged(SLOT, V1, (2,)), ParityDamaged(PARITY)]
     segments.drop(SLOT)
     segments.drop_parity(PARITY)
     assert segments.check(held) is None
@@ -180,7 +180,7 @@ def test_a_bad_parity_record_is_dropped(life: Life, segments: Segments, spoil: C
     """The same for the records of parities."""
     make_parity(segments)
     image = capture(segments, SLOT, V1)
-    spoil(segments.directory / "parity-000-002-01.e1.s1.json")
+    spoil(segments.directory / f"parity-000-002-01.e1.s1.{TABLE.name[:8]}.json")
     later = life.again()
     assert later.scan() == ((FoundSlot(SLOT, V1, 4, image, "captured"),), ())
 

@@ -11,9 +11,10 @@ import pytest
 from rich.console import Console
 
 from ckptd.ckpt.config import Config
-from ckptd.ckpt.inventory import Held, Ledger, Parity, Report
+from ckptd.ckpt.groups import map_of, parities_of
+from ckptd.ckpt.inventory import Held, Ledger, Report
 from ckptd.ckpt.manifest import Manifest
-from ckptd.ckpt.model import Image, Payload, Table, Version
+from ckptd.ckpt.model import GroupMap, Image, Payload, Table, Version
 from ckptd.ckpt.storage import Step
 from ckptd.daemon import tables, views
 from ckptd.daemon.events import FoundParity, Scanned
@@ -24,6 +25,7 @@ V1, V2, V3 = Version(1, 10), Version(1, 20), Version(2, 30)
 USAGE = {"payload": 3_000_000, "parity": 1_000_000}
 NODES = ("127.0.0.1:1", "127.0.0.2:2")
 DIGEST = "ab" * 16
+MAP = map_of(1, range(2), parity=1, size=8)
 
 
 def images(node: int) -> tuple[Image, ...]:
@@ -31,14 +33,14 @@ def images(node: int) -> tuple[Image, ...]:
 
 
 def table(version: Version) -> Table:
-    return Table(version, 2, (Payload(0, images(0)), Payload(1, images(1))))
+    return Table(version, 2, (Payload(0, images(0)), Payload(1, images(1))), MAP)
 
 
 def report(node: int, *versions: Version, parity: bool = False) -> Report:
     """Node `node` holds its rank's images of these versions, and the parity of the newest one if `parity`."""
     held = tuple(Held(version, 2, image) for version in versions for image in images(node))
-    kept = (Parity(versions[-1], 0, node, 0),) if parity else ()
     under = (table(versions[-1]),) if parity else ()
+    kept = tuple(parity for made in under for parity in parities_of(made, node))
     return Report(node=node, boot="b", seq=1, ranks=((node, 7),), held=held, parities=kept, tables=under)
 
 
@@ -51,8 +53,19 @@ def node(tmp_path: Path) -> Node:
     return made
 
 
-def ledger(*reports: Report, lost: tuple[int, ...] = (), sealed: Version | None = None) -> Ledger:
-    return Ledger(collector=0, boot="b", seq=1, epoch=2, sealed=sealed, persisted=V1, reports=reports, lost=lost)
+def ledger(*reports: Report, lost: tuple[int, ...] = (), sealed: Version | None = None, map_: GroupMap = MAP) -> Ledger:
+    return Ledger(
+        collector=0,
+        boot="b",
+        seq=1,
+        nodes=2,
+        map=map_,
+        epoch=2,
+        sealed=sealed,
+        persisted=V1,
+        reports=reports,
+        lost=lost,
+    )
 
 
 def stored(version: Version) -> Step:
@@ -77,7 +90,7 @@ def test_status_before_anything_was_heard(node: Node) -> None:
 def test_status_of_a_healthy_job(node: Node) -> None:
     """It shows every node, the newest versions of each kind, the losses still tolerated and the memory."""
     node.ledger = ledger(report(0, V1, V2, parity=True), report(1, V1, V2, parity=True), sealed=V2)
-    node.skipped = 4
+    node.slots.skipped = 4
     status = views.status(node, USAGE)
     assert status["ok"]
     assert status["ready"]
@@ -120,6 +133,8 @@ def test_status_with_a_lost_node(node: Node) -> None:
     assert status["captured"] == views.named(V2)
     assert status["losses_tolerated"] == 0
     assert "nodes lost: 1" in printed(tables.status(status))
+    node.ledger = ledger(report(0, V2), lost=(1,), map_=map_of(2, [0], parity=1, size=8))
+    assert views.status(node, USAGE)["nodes"][1]["state"] == "left"
     node.ledger = ledger(report(0, V2))
     assert views.status(node, USAGE)["nodes"][1]["state"] == "unheard"
     assert views.status(node, USAGE)["losses_tolerated"] is None
@@ -197,5 +212,6 @@ def test_what_comes_from_outside_is_printed_as_it_is() -> None:
 
 def test_found_parities_are_shown(node: Node) -> None:
     """A parity that was found at the start is in the node's own report."""
-    node.handle(Scanned((), (FoundParity(Parity(V2, 0, 0, 0), table(V2)),), 1, None), 1.0)
-    assert node.report().parities == (Parity(V2, 0, 0, 0),)
+    (parity,) = parities_of(table(V2), 0)
+    node.handle(Scanned((), (FoundParity(parity, table(V2)),), 1, None), 1.0)
+    assert (node.report().parities, node.report().tables) == ((parity,), (table(V2),))

@@ -15,6 +15,7 @@ from tests.sim.memory import Host, Segment, digest
 from tests.sim.world import Steps, World
 
 from ckptd.ckpt import recovery
+from ckptd.ckpt.groups import groups_in, parities_of
 from ckptd.ckpt.inventory import Ledger, Report
 from ckptd.ckpt.model import Image, Table, Version
 from ckptd.daemon import collector, duties, node
@@ -22,6 +23,7 @@ from ckptd.daemon import events as ev
 from ckptd.daemon.catalog import Catalog, Free, Holding
 from ckptd.daemon.collector import Collector
 from ckptd.daemon.decisions import Decisions
+from ckptd.daemon.slots import Known, Slots
 from ckptd.erasure import Code
 
 CANARIES: dict[str, Callable[[], AbstractContextManager[None]]] = {}
@@ -60,15 +62,14 @@ def reuse_early() -> AbstractContextManager[None]:
 @_canary
 def seal_without_parity() -> AbstractContextManager[None]:
     """Seal before the last parity is placed."""
-    real = Collector._is_protected
+    real = recovery.is_protected
 
-    def is_protected(self: Collector, facts: Ledger, table: Table) -> bool:
-        placed = sum(parity.version == table.version for report in facts.reports for parity in report.parities)
-        groups = [group for group in self._config.groups if group.units(table)]
-        wanted = sum(len(group.owned(member)) for group in groups for member in group.nodes)
-        return real(self, facts, table) or placed >= wanted - 1 > 0
+    def is_protected(facts: Ledger, table: Table) -> bool:
+        placed = sum(parity.table == table.name for report in facts.reports for parity in report.parities)
+        wanted = sum(len(parities_of(table, node)) for node in table.map.nodes)
+        return real(facts, table) or placed >= wanted - 1 > 0
 
-    return _put(Collector, "_is_protected", is_protected)
+    return _put(collector, "is_protected", is_protected)
 
 
 @_canary
@@ -95,7 +96,7 @@ def seal_with_the_dead() -> AbstractContextManager[None]:
 def forsake_too_much() -> AbstractContextManager[None]:
     """Give up a step that is not sealed although every rank has captured it."""
 
-    def never(ledger: Ledger, table: Table, groups: Any) -> bool:
+    def never(ledger: Ledger, tables: Any) -> bool:
         return True
 
     return _put(recovery, "_never_sealed", never)
@@ -131,7 +132,7 @@ def decide_early() -> AbstractContextManager[None]:
     """Decide what to restore before every node has spoken."""
     from ckptd.daemon import decisions
 
-    return _put(decisions, "is_settled", lambda ledger, groups: True)
+    return _put(decisions, "is_settled", lambda ledger: True)
 
 
 @_canary
@@ -147,26 +148,26 @@ def zombie_keeps_its_file() -> AbstractContextManager[None]:
 @_canary
 def forget_the_unfinished() -> AbstractContextManager[None]:
     """Forget to free what a trainer was filling when it died."""
-    return _put(node.Node, "_discard_unfinished", lambda self, rank: [])
+    return _put(Slots, "discard_unfinished", lambda self, rank: [])
 
 
 @_canary
 def leave_a_trainer_waiting() -> AbstractContextManager[None]:
     """Let a trainer wait until a slot is free."""
 
-    def on_begin(self: node.Node, event: ev.BeginAsked, now: float) -> list[ev.Effect]:
-        effects = real(self, event, now)
+    def begin(self: Slots, event: ev.BeginAsked, known: Known) -> list[ev.Effect]:
+        effects = real(self, event, known)
         skipped = any(isinstance(effect, ev.Answer) and effect.value is None for effect in effects)
         return [] if skipped else effects
 
-    real = node.Node._on_begin
-    return _put(node.Node, "_on_begin", on_begin)
+    real = Slots.begin
+    return _put(Slots, "begin", begin)
 
 
 @_canary
 def keep_old_parities() -> AbstractContextManager[None]:
     """Keep the parities of steps that a newer one has replaced."""
-    return _put(duties.Duties, "outdated", lambda self, sealed: [])
+    return _put(duties.Duties, "outdated", lambda self, sealed, ledger: [])
 
 
 # ---- bytes ------------------------------------------------------------------------------------------
@@ -211,9 +212,10 @@ def parity_before_sum() -> AbstractContextManager[None]:
 
     def make_parity(self: Hands, host: Host, effect: ev.MakeParity) -> Steps:
         for parity in effect.parities:
-            units = self.world.groups[parity.group].units(effect.table)
+            units = groups_in(effect.table.map)[parity.group].units(effect.table)
             empty = bytearray(units * 64)
             host.parities[parity] = Segment(effect.table, empty, digest(bytes(empty)))
+            self.world.truth.know(effect.table)
             self.world.truth.made.add(parity)
         yield
         return ev.ParityMade(effect.table, effect.parities)

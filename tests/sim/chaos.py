@@ -12,7 +12,7 @@ from tests.sim.network import Net
 from tests.sim.scenario import Options, Scenario, draw
 from tests.sim.world import TIMING, World
 
-from ckptd.ckpt.model import Version
+from ckptd.ckpt.model import Table, Version
 
 PROGRESS_S = 25.0
 """Within this time after the last fault a newer version is sealed, and persisted if anything is."""
@@ -59,6 +59,7 @@ class Chaos:
         self.judge()
         newest = max(world.manifests, default=None)
         assert done, f"no progress: sealed {start} -> {world.sealed}, on storage {stored} -> {newest}"
+        assert self.scenario.beyond or world.run(REST_S, lambda: not self.surplus()), f"surplus: {self.surplus()}"
         job.stop()
         world.note(-1, "JOB ENDS")
         assert self.scenario.beyond or world.run(REST_S, self.is_at_rest), f"not at rest: {self.unrest()}"
@@ -70,14 +71,40 @@ class Chaos:
     def is_at_rest(self) -> bool:
         return not self.unrest()
 
+    def _unprotected(self, table: Table) -> str:
+        """What is missing for the newest sealed version to be protected by all nodes under this table alone, or ''."""
+        hosts = self.world.hosts
+        lacking = [host.index for host in hosts if not self.world.truth.whole(host.index, table)]
+        older = [
+            host.index
+            for host in hosts
+            if any(p.version == table.version and kept.table != table for p, kept in host.parities.items())
+        ]
+        if len(table.map.nodes) < len(hosts):
+            return f"{table.version} is protected by nodes {sorted(table.map.nodes)} only"
+        if lacking:
+            return f"nodes {lacking} lack something of {table.version}"
+        return f"nodes {older} keep parities of older maps" if older else ""
+
+    def surplus(self) -> list[str]:
+        """Old images of ranks that capture on another node now: they would stay there for ever."""
+        attached = [(host.index, rank) for host in self.world.hosts if host.node for rank, _ in host.node.ranks]
+        where = {rank: {index for index, other in attached if other == rank} for _, rank in attached}
+        pinned = {host.node.ledger.persist for host in self.world.hosts if host.node and host.node.ledger}
+        return [
+            f"node {host.index} keeps {old.version} of rank {old.slot.rank}"
+            for host in self.world.hosts
+            for old in host.records.values()
+            if host.node and host.node.sealed and old.version < host.node.sealed and old.version not in pinned
+            and host.index not in where.get(old.slot.rank, {host.index})
+        ]  # fmt: skip
+
     def unrest(self) -> list[str]:
         """What is not as it should be in a cluster that has been left alone."""
         world = self.world
-        found = [
-            f"node {host.index} lacks something of {world.sealed}"
-            for host in world.hosts
-            if not world.whole(host.index)
-        ]
+        guards = world.truth.guards(world.sealed) if world.sealed else []
+        found = [self._unprotected(table) for table in guards]
+        found = [] if not guards or "" in found else found[:1]
         live = [host for host in world.hosts if host.node]
         found += [f"node {h.index} runs a job" for h in live if h.node and (h.node.duties.rebuilding)]
         keep, stored = self.scenario.options.keep_last, sorted(world.manifests)
@@ -121,6 +148,7 @@ def _world(scenario: Scenario) -> World:
         slots=options.slots,
         persist_every=options.persist_every,
         keep_last=options.keep_last,
+        domains=tuple(f"rack-{node % options.domains}" for node in range(options.nodes)) if options.domains else (),
     )
     world.net = Net((0.0005, options.delay_s), loss=options.loss, repeat=options.repeat, late=options.late)
     for host in world.hosts:

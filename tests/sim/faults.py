@@ -11,6 +11,8 @@ from tests.sim.scenario import Fault
 from tests.sim.truth import UNNOTICED_S
 from tests.sim.world import World
 
+from ckptd.ckpt.groups import groups_in
+from ckptd.ckpt.model import Table
 from ckptd.daemon import events as ev
 
 
@@ -116,19 +118,48 @@ class Faults:
                 self.job.lose(index, lingers)
                 self._restart_later(index, kill=False)
 
+    def _leave(self) -> None:
+        """A node is lost, and nothing takes its place for long: its ranks go elsewhere, the others go on."""
+        index = self._some_host()
+        if len(self.world.hosts) > 1 and self._may_lose(index):
+            self.job.evacuate(index)
+            self.job.lose(index)
+            self._boot_later(index, self.rng.uniform(4.0, 9.0))
+            if self.rng.random() < 0.7:  # what comes next meets a cluster that goes on without it
+                self._let_leave()
+                self.world.run(self.rng.uniform(0.0, 1.5))
+
+    def _let_leave(self) -> None:
+        """Wait until somebody counts a node as gone for good."""
+        nodes = [host for host in self.world.hosts if host.node]
+        self.world.run(6.0, lambda: any(host.node and host.node.ledger and host.node.ledger.left for host in nodes))
+
     def _may_lose(self, index: int) -> bool:
+        """Whether the newest sealed version bears the loss, under one of its tables at least."""
+        truth = self.world.truth
         if self.beyond:
             return True
-        group = next(group for group in self.world.groups if index in group.nodes)
-        broken = [node for node in group.nodes if node != index and self._is_broken(node)]
-        return len(broken) < group.layout.m
+        if truth.sealed is None:  # a seal may come that counts on who is lost now
+            lately = {index} | {node for node in range(len(self.world.hosts)) if self._is_late(node)}
+            groups = groups_in(self.world.config(0).whole_map)
+            return all(len(lately & set(group.nodes)) <= group.layout.m for group in groups)
+        return any(self._bears(table, index) for table in truth.guards(truth.sealed))
 
-    def _is_broken(self, index: int) -> bool:
+    def _bears(self, table: Table, index: int) -> bool:
+        for group in groups_in(table.map):
+            broken = [node for node in group.nodes if node == index or self._is_broken(node, table)]
+            if len(broken) > group.layout.m:
+                return False
+        return True
+
+    def _is_broken(self, index: int, table: Table) -> bool:
         """Whether a node lacks something that is sealed, or was struck so lately that a seal may yet count on it."""
         host = self.world.hosts[index]
         flipped = any(segment.flipped for segment in host.parities.values())
-        late = self.world.now - self.world.lost_at.get(index, -9.0) < UNNOTICED_S
-        return late or bool(host.damaged) or flipped or not self.world.whole(index)
+        return self._is_late(index) or bool(host.damaged) or flipped or not self.world.truth.whole(index, table)
+
+    def _is_late(self, index: int) -> bool:
+        return self.world.now - self.world.lost_at.get(index, -9.0) < UNNOTICED_S
 
     # ---- the network ----------------------------------------------------------------------------------
 
@@ -153,9 +184,12 @@ class Faults:
         if self.rng.random() < 0.5:
             cuts = {(a, b) for a, b in cuts if a in side}
         self.world.cuts = cuts
-        lasts = self.rng.uniform(0.3, 2.5)
+        outlasts = self.rng.random() < 0.15  # the patience: each side goes on without the other
+        lasts = self.rng.uniform(4.0, 8.0) if outlasts else self.rng.uniform(0.3, 2.5)
         self._unrest(lasts)
-        self.world.at(lasts, self.world.cuts.clear)
+        self.world.at(lasts, cuts.clear)
+        if outlasts:
+            self._let_leave()
 
     def _cut_at_seal(self) -> None:
         """The cluster falls in two just when somebody has learned of a seal and the others have not."""

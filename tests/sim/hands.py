@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 from tests.sim.memory import SCALE, UNIT, Host, Segment, digest, segment
 
 from ckptd.ckpt.errors import MemoryBudgetError
+from ckptd.ckpt.groups import groups_in
 from ckptd.ckpt.inventory import Held, Report
 from ckptd.ckpt.model import Image
+from ckptd.ckpt.recovery import is_complete, tables_of
 from ckptd.daemon import events as ev
 
 if TYPE_CHECKING:
@@ -49,6 +51,7 @@ class Hands:
             ev.Record: self._record,
             ev.MakeParity: self._make_parity,
             ev.Rebuild: self._rebuild,
+            ev.Repair: self._repair,
             ev.Write: self._write,
             ev.Publish: self._publish,
             ev.Remove: self._remove,
@@ -150,7 +153,11 @@ class Hands:
     def _make_parity(self, host: Host, effect: ev.MakeParity) -> Steps:
         world, table, made = self.world, effect.table, []
         for parity in effect.parities:
-            group = world.groups[parity.group]
+            standing = host.parities.get(parity)
+            if standing is not None and digest(bytes(standing.data)) == standing.digest:
+                made.append(parity)
+                continue
+            group = groups_in(table.map)[parity.group]
             sources = []
             for symbol in range(group.layout.k):
                 if symbol % 4 == 0:
@@ -164,6 +171,7 @@ class Hands:
             yield
             host.parities[parity] = Segment(table, out, digest(bytes(out)))
             made.append(parity)
+            world.truth.know(table)
             world.truth.made.add(parity)
         reason = "a source can't be read, or there is no room" if len(made) < len(effect.parities) else ""
         return ev.ParityMade(table, tuple(made), reason)
@@ -187,6 +195,22 @@ class Hands:
                 host.records[slot] = found[-1]
         reason = "a source can't be read, or there is no room" if len(found) < len(effect.slots) else ""
         return ev.Rebuilt(table, tuple(found), reason)
+
+    def _repair(self, host: Host, effect: ev.Repair) -> Steps:
+        yield
+        found = host.records.get(effect.slot)
+        table = next((t for t in tables_of(effect.ledger).get(effect.version, ()) if is_complete(t)), None)
+        if found is None or found.version != effect.version or table is None:
+            return ev.Repaired(effect.slot, effect.version, "it is held no more")
+        data = self.world.fetch(host, effect.ledger, table, effect.image.rank)
+        yield
+        if data is None:
+            return ev.Repaired(effect.slot, effect.version, "too few symbols")
+        if host.records.get(effect.slot) is found:
+            host.files[effect.slot][:] = data
+            host.damaged = [other for other in host.damaged if other is not found]
+            self.world.truth.changed = True
+        return ev.Repaired(effect.slot, effect.version)
 
     def _write(self, host: Host, effect: ev.Write) -> Steps:
         storage, failed, me = self.world.storage, ev.Written(effect.version, (), "storage failed"), host.index

@@ -164,6 +164,11 @@ class Job:
         if any(proc in self.life.procs for proc in dead):
             self.kill(next(proc.rank for proc in dead if proc in self.life.procs))
 
+    def evacuate(self, node: int) -> None:
+        """The launcher goes on without a node: its ranks go to the others at the next start."""
+        others = [other for other in range(len(self.world.hosts)) if other != node]
+        self.place = [others[rank % len(others)] if at == node else at for rank, at in enumerate(self.place)]
+
     def _is_current(self, life: Life) -> bool:
         return life is self.life and not life.ended
 

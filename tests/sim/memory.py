@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from ckptd.ckpt.groups import Group
+from ckptd.ckpt.groups import Group, group_of
 from ckptd.ckpt.inventory import Parity
 from ckptd.ckpt.model import PIECE, Image, Table, Version
 from ckptd.ckpt.pieces import digest_of, sums_of
@@ -76,10 +76,13 @@ class Host:
             return None
         return bytes(segment.data) if digest(bytes(segment.data)) == segment.digest else ParityDamaged(parity)
 
+    def holds(self, version: Version, image: Image) -> bool:
+        """Whether an image has its record here, and is not damaged."""
+        return any(f.version == version and f.image == image and f not in self.damaged for f in self.records.values())
+
     def has(self, table: Table) -> bool:
         """Whether every image of this node's payload has its record here."""
-        here = {(found.version, found.image) for found in self.records.values() if found not in self.damaged}
-        return all((table.version, image) in here for image in table.payload(self.index).images)
+        return all(self.holds(table.version, image) for image in table.payload(self.index).images)
 
     def has_parity(self, parity: Parity, table: Table) -> bool:
         segment = self.parities.get(parity)
@@ -102,7 +105,7 @@ def segment(reach: Reach, tell: Telling, where: tuple[Group, Table, int], symbol
     if symbol >= layout.k:
         row = symbol - layout.k
         host = reach(group.nodes[layout.parity_positions(stripe)[row]])
-        data = host.parity(Parity(table.version, group.index, stripe, row), table) if host else None
+        data = host.parity(Parity(table.version, table.name, group.index, stripe, row), table) if host else None
         if isinstance(data, ParityDamaged) and host:
             tell(host, data)
             return None
@@ -155,22 +158,30 @@ def cut_out(payload: bytes, table: Table, node: int, rank: int) -> bytes | None:
     return data if digest(data) == image.digest else None
 
 
-def unrecoverable(hosts: Sequence[Host], groups: Sequence[Group], table: Table) -> str | None:
-    """None when every image of the table stands on a host or can be decoded from what does, else what can't."""
-    for group in groups:
-        layout = group.layout
-        whole = [hosts[node].has(table) for node in group.nodes]
-        for at, node in enumerate(group.nodes):
-            if whole[at]:
-                continue
-            for index in range(layout.k):
-                stripe = layout.stripe_of(at, index)
-                have = sum(whole[position] for position in layout.data_positions(stripe))
-                for row, position in enumerate(layout.parity_positions(stripe)):
-                    parity = Parity(table.version, group.index, stripe, row)
-                    have += hosts[group.nodes[position]].has_parity(parity, table)
-                if have < layout.k:
-                    return (
-                        f"{table.version}: node {node} has lost its payload, stripe {stripe} has {have} of {layout.k}"
-                    )
+def unrecoverable(hosts: Sequence[Host], tables: Sequence[Table]) -> str | None:
+    """None when every image of a version stands on a host or can be decoded under one of its tables, else what can't."""
+    for rank in range(tables[0].world):
+        image = tables[0].holder(rank)[1]
+        if any(host.holds(tables[0].version, image) for host in hosts):
+            continue
+        reasons = [_undecodable(hosts, table, table.holder(rank)[0].node) for table in tables]
+        if None not in reasons:
+            return f"{tables[0].version}: rank {rank} is lost; {reasons[0]}"
+    return None
+
+
+def _undecodable(hosts: Sequence[Host], table: Table, node: int) -> str | None:
+    group = group_of(table.map, node)
+    if group is None:
+        return f"node {node} is in no group"
+    layout, at = group.layout, group.nodes.index(node)
+    whole = [hosts[member].has(table) for member in group.nodes]
+    for index in range(layout.k):
+        stripe = layout.stripe_of(at, index)
+        have = sum(whole[position] for position in layout.data_positions(stripe))
+        for row, position in enumerate(layout.parity_positions(stripe)):
+            parity = Parity(table.version, table.name, group.index, stripe, row)
+            have += hosts[group.nodes[position]].has_parity(parity, table)
+        if have < layout.k:
+            return f"node {node} has lost its payload, stripe {stripe} has {have} of {layout.k}"
     return None

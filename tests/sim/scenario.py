@@ -14,6 +14,7 @@ FAULTS: dict[str, int] = {
     "daemon": 4,
     "fuse": 5,
     "node": 5,
+    "leave": 2,
     "cut": 3,
     "cut_at_seal": 3,
     "slow_link": 1,
@@ -58,6 +59,8 @@ class Options:
     loss: float
     repeat: float
     late: float
+    domains: int
+    """How many failure domains the nodes stand in; 0: none is known."""
     drift: float
     """How much faster or slower a node's clock may go than another's."""
 
@@ -122,5 +125,6 @@ def _options(rng: Random) -> Options:
         loss=rng.choice((0.05, 0.3)) if lossy else 0.0,
         repeat=rng.choice((0.0, 0.2)),
         late=rng.choice((0.0, 0.02)) if lossy else 0.0,
+        domains=rng.choice((0, 0, 2, 3)),
         drift=rng.choice((0.0, 0.0, 0.02, 0.1)),
     )

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from tests.sim.memory import Host, unrecoverable
 
+from ckptd.ckpt.groups import parities_of
 from ckptd.ckpt.inventory import Held, Parity
 from ckptd.ckpt.model import Image, Payload, Table, Version
-from ckptd.ckpt.recovery import group_of
 from ckptd.daemon.node import Node
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ class Truth:
         self.world = world
         self.captured: dict[Version, dict[int, tuple[int, Held]]] = {}
         self.made: set[Parity] = set()
+        self.tables: dict[Version, list[Table]] = {}
+        """Those under which parities were made, or a version was sealed."""
         self.sealed: Version | None = None
         self.persisted: Version | None = None
         self.promises_p1 = True
@@ -61,19 +63,28 @@ class Truth:
             self._tables[version] = known
         return known
 
-    def owed(self, table: Table, node: int) -> list[Parity]:
-        """The parities that a node must keep of a version."""
-        group = group_of(self.world.groups, node)
-        assert group is not None
-        owned = group.owned(node) if group.units(table) else ()
-        return [Parity(table.version, group.index, stripe, row) for stripe, row in owned]
+    def know(self, table: Table) -> None:
+        """A version is, or was, protected under this table."""
+        known = self.tables.setdefault(table.version, [])
+        if table not in known:
+            known.append(table)
+            known.sort(key=lambda one: one.map, reverse=True)
 
-    def whole(self, index: int) -> bool:
-        """Whether a host has all that it should have of the newest sealed version."""
-        if self.sealed is None:
-            return True
-        host, table = self.world.hosts[index], self.table(self.sealed)
-        return host.has(table) and all(host.has_parity(parity, table) for parity in self.owed(table, index))
+    def guards(self, version: Version) -> list[Table]:
+        """The tables under which a version was fully protected once, the newest map's first."""
+        return [table for table in self.tables.get(version, []) if self._is_made(table)]
+
+    def _is_made(self, table: Table) -> bool:
+        really = {image for _, held in self.captured.get(table.version, {}).values() for image in [held.image]}
+        named = [image for payload in table.payloads for image in payload.images]
+        owed = (parity for node in table.map.nodes for parity in parities_of(table, node))
+        complete = sorted(image.rank for image in named) == list(range(table.world)) and set(named) == really
+        return bool(table.map.groups) and complete and all(parity in self.made for parity in owed)
+
+    def whole(self, index: int, table: Table) -> bool:
+        """Whether a host has all that it should have under a table."""
+        host = self.world.hosts[index]
+        return host.has(table) and all(host.has_parity(parity, table) for parity in parities_of(table, index))
 
     # ---- what must hold -------------------------------------------------------------------------------
 
@@ -81,6 +92,9 @@ class Truth:
         """Check everything after an event of this node."""
         self._monotonic(node)
         if node.sealed is not None and (self.sealed is None or node.sealed > self.sealed):
+            table = node.ledger.table(node.sealed) if node.ledger else None
+            if table is not None:
+                self.know(table)
             self._check_seal(node.sealed)
             self.sealed, self.changed = node.sealed, True
             self.world.note(host.index, "SEALED", version=str(node.sealed))
@@ -95,7 +109,7 @@ class Truth:
     def check(self) -> None:
         """P1: the newest sealed version can be had from memory (no more was lost than the code bears). P3: from storage."""
         if self.sealed and self.promises_p1:
-            problem = unrecoverable(self.world.hosts, self.world.groups, self.table(self.sealed))
+            problem = unrecoverable(self.world.hosts, self.tables[self.sealed])
             assert problem is None, f"P1: {problem}"
         if self.persisted:
             problem = self.world.storage.unloadable(self.persisted)
@@ -105,16 +119,17 @@ class Truth:
         assert version in self.captured, f"P1: {version} was sealed and nobody captured it"
         table = self.table(version)
         assert sorted(self.captured[version]) == list(range(table.world)), f"P1: {version} was sealed without all ranks"
-        owed = {parity for host in self.world.hosts for parity in self.owed(table, host.index)}
-        assert owed <= self.made, f"P1: {version} was sealed without all parities"
+        guards = self.guards(version)
+        assert guards, f"P1: {version} was sealed without all parities"
         for host in self.world.hosts:
             gone_s = self.world.now - self.world.lost_at.get(host.index, self.world.now)
-            missed = self.promises_p1 and gone_s > UNNOTICED_S and self._holds_nothing(host, table)
+            nothing = all(self._holds_nothing(host, table) for table in guards)
+            missed = self.promises_p1 and gone_s > UNNOTICED_S and nothing
             assert not missed, f"P1: {version} was sealed {gone_s:.1f} s after node {host.index} was lost with its part"
 
     def _holds_nothing(self, host: Host, table: Table) -> bool:
         """Whether a node has no part in a version, and not because it was damaged."""
-        owed = self.owed(table, host.index)
+        owed = parities_of(table, host.index)
         has_images = any(payload.node == host.index for payload in table.payloads)
         if host.damaged or not (has_images or owed):
             return False

@@ -18,21 +18,22 @@ from random import Random
 from typing import Any
 
 from tests.sim.hands import Hands
-from tests.sim.memory import Host, cut_out, decode
+from tests.sim.memory import Host, Reach, cut_out, decode
 from tests.sim.network import Net
 from tests.sim.storage import Storage
 from tests.sim.truth import Truth
 
 from ckptd.ckpt.config import Config, Timing
+from ckptd.ckpt.groups import group_of
 from ckptd.ckpt.inventory import Ledger
 from ckptd.ckpt.model import Table, Version
-from ckptd.ckpt.recovery import Stored, group_of, holders, is_complete, survey, surviving
+from ckptd.ckpt.recovery import Stored, holders, is_complete, survey, surviving, tables_of
 from ckptd.daemon import events as ev
 from ckptd.daemon.node import Node
 from ckptd.daemon.places import Places
 
 TICK_S = 0.2
-TIMING = Timing(report_every_s=0.25, lost_after_s=1.0, settle_s=3.0)
+TIMING = Timing(report_every_s=0.25, lost_after_s=1.0, leave_after_s=2.5, settle_s=3.0)
 Steps = Generator[None, None, ev.Event | None]
 """A job of a daemon: between its steps time passes, and the daemon may die."""
 
@@ -51,8 +52,15 @@ class World:
     """The hosts, the network, storage and the clock."""
 
     def __init__(
-        self, nodes: int = 4, *, seed: int = 0, work_s: tuple[float, float] = (0.001, 0.02), **settings: Any
+        self,
+        nodes: int = 4,
+        *,
+        seed: int = 0,
+        work_s: tuple[float, float] = (0.001, 0.02),
+        domains: tuple[str, ...] = (),
+        **settings: Any,
     ) -> None:
+        self.domains = domains
         self.rng, self.now, self.net, self.work_s = Random(seed), 0.0, Net(), work_s
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._order, self._tickets = itertools.count(), itertools.count(1)
@@ -60,7 +68,6 @@ class World:
         self._settings: dict[str, Any] = {"timing": TIMING, "storage": Path("/storage"), **settings}
         self._addresses = tuple(f"host:{index + 1}" for index in range(nodes))
         self.config = cache(self._config)
-        self.groups = self.config(0).groups
         self.hosts = [Host(index) for index in range(nodes)]
         self.ghosts: list[Host] = []
         self.lost_at: dict[int, float] = {}
@@ -76,8 +83,9 @@ class World:
     def _config(self, node: int) -> Config:
         run, segments = Path("/run/ckptd"), Path("/dev/shm/ckptd")
         return Config(
-            node=node, nodes=self._addresses, secret=b"s" * 16, run_dir=run, segment_dir=segments, **self._settings
-        ).validate()
+            node=node, nodes=self._addresses, secret=b"s" * 16, run_dir=run, segment_dir=segments,
+            domain=self.domains[node] if self.domains else "", **self._settings,
+        ).validate()  # fmt: skip
 
     @property
     def sealed(self) -> Version | None:
@@ -147,8 +155,10 @@ class World:
         if self.now >= host.frozen_until:
             self.tell(host, ev.Tick())
             for found in host.damaged:
-                self.tell(host, ev.Damaged(found.slot, found.version))
+                self.tell(host, ev.Damaged(found.slot, found.version, (0,)))
             host.damaged[:] = [found for found in host.damaged if host.records.get(found.slot) is found]
+            for parity in [parity for parity, kept in host.parities.items() if kept.flipped]:
+                self.tell(host, ev.ParityDamaged(parity))  # the scrubber finds what no reader has
         self.at(TICK_S, lambda: self._tick(host, node))
 
     def crash(self, index: int) -> None:
@@ -260,18 +270,26 @@ class World:
 
     def fetch(self, host: Host, ledger: Ledger, table: Table, rank: int) -> bytes | None:
         """One rank's verified image on this host: its own, a peer's, decoded; as the ledger tells where things are."""
-        payload, image = table.holder(rank)
+        _, image = table.holder(rank)
         reach = self.reach(host)
         for report, _ in holders(ledger, table.version, image):
             source = reach(report.node)
             data = source.image(table.version, image) if source else None
             if data is not None:
                 return data
-        group = group_of(self.groups, payload.node)
-        assert group is not None
-        where = (group, table)
-        whole = decode(reach, self.tell, where, payload.node, lambda stripe: surviving(ledger, table, group, stripe))
-        return cut_out(whole, table, payload.node, rank) if whole is not None else None
+        for known in tables_of(ledger).get(table.version, ()):
+            data = self._decode(reach, ledger, known, rank) if is_complete(known) else None
+            if data is not None:
+                return data
+        return None
+
+    def _decode(self, reach: Reach, ledger: Ledger, table: Table, rank: int) -> bytes | None:
+        node = table.holder(rank)[0].node
+        group = group_of(table.map, node)
+        if group is None:
+            return None
+        whole = decode(reach, self.tell, (group, table), node, lambda stripe: surviving(ledger, table, group, stripe))
+        return cut_out(whole, table, node, rank) if whole is not None else None
 
     def gather(self, host: Host, version: Version, rank: int) -> bytes | None:
         """What a trainer that restores is given: from memory, else from storage."""
@@ -281,5 +299,6 @@ class World:
         return data if data is not None else self.storage.read(version, rank)
 
     def whole(self, index: int) -> bool:
-        """Whether a host has all that it should have of the newest sealed version."""
-        return self.truth.whole(index)
+        """Whether a host has all that it should have of the newest sealed version, under the newest map."""
+        guards = self.truth.guards(self.truth.sealed) if self.truth.sealed else []
+        return not guards or self.truth.whole(index, guards[0])

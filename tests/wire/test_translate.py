@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import MISSING, fields
 
 import pytest
 from hypothesis import given, settings
@@ -13,13 +13,14 @@ from tests.values import NODES, letters, versions
 
 from ckptd.ckpt.errors import PeerError
 from ckptd.ckpt.inventory import Captures, Held, Ledger, Parity, Part, Report
-from ckptd.ckpt.model import Image, Payload, Table, Version
+from ckptd.ckpt.model import GroupMap, Image, Payload, Table, Version
 from ckptd.ckpt.wire import ckptd_pb2 as pb
 from ckptd.ckpt.wire.translate import letter_in, letter_out, version_in, version_out
 
 V = Version(1, 2)
 IMAGE = Image(0, 100, "0123456789abcdef" * 2)
-TABLE = Table(V, 2, (Payload(0, (IMAGE,)), Payload(1, (Image(1, 50, IMAGE.digest),))))
+MAP = GroupMap(3, 1, ((0, 2), (1,)), ((0, "rack-7"), (2, "rack-8")))
+TABLE = Table(V, 2, (Payload(0, (IMAGE,)), Payload(1, (Image(1, 50, IMAGE.digest),))), MAP)
 REPORT = Report(
     node=1,
     boot="b",
@@ -27,21 +28,25 @@ REPORT = Report(
     data_port=4,
     epoch=5,
     ranks=((0, 77),),
-    captures=(Captures(0, 1, V, (V,)),),
-    held=(Held(V, 2, IMAGE),),
-    parities=(Parity(V, 0, 1, 0),),
+    captures=(Captures(0, 1, V, (V,), 5),),
+    held=(Held(V, 2, IMAGE, "peer"),),
+    parities=(Parity(V, TABLE.name, 0, 1, 0),),
     tables=(TABLE,),
     part=Part(V, (IMAGE,)),
     sealed=Version(1, 3),
     persisted=Version(1, 4),
+    domain="rack-9",
     scanned=False,
 )
 LEDGER = Ledger(
     collector=2,
     boot="b",
     seq=3,
+    nodes=NODES,
+    map=MAP,
     epoch=5,
     sealed=V,
+    shielded=Version(1, 6),
     persisted=Version(1, 3),
     persist=Version(1, 4),
     protect=Version(1, 5),
@@ -53,9 +58,19 @@ LEDGER = Ledger(
 
 @pytest.mark.parametrize("letter", [REPORT, LEDGER])
 def test_no_field_is_forgotten(letter: Report | Ledger) -> None:
-    """A letter in which every field has another value than its default arrives as it was sent."""
-    assert all(getattr(letter, field.name) != field.default for field in fields(letter))
+    """A letter in which every field, also of what it is made of, has another value than its default arrives as sent."""
+    for part in (letter, TABLE, MAP, *letter_parts(letter)):
+        for field in fields(part):
+            default = field.default_factory() if field.default_factory is not MISSING else field.default
+            assert getattr(part, field.name) != default, f"{type(part).__name__}.{field.name}"
     assert letter_in(letter_out(letter), NODES) == letter
+
+
+def letter_parts(letter: Report | Ledger) -> list[Held | Parity | Part | Captures]:
+    """What a letter's reports are made of."""
+    reports = letter.reports if isinstance(letter, Ledger) else (letter,)
+    parts = [part for report in reports for part in (*report.held, *report.parities, report.part, *report.captures)]
+    return [part for part in parts if part is not None]
 
 
 @settings(max_examples=20)
@@ -147,6 +162,50 @@ def set_table_world(report: pb.Report) -> None:
     report.tables[0].world = (1 << 32) - 1
 
 
+def set_table_group_node(report: pb.Report) -> None:
+    report.tables[0].map.groups[1].nodes.append(NODES)
+
+
+def set_table_group_same_node(report: pb.Report) -> None:
+    report.tables[0].map.groups[1].nodes.append(0)
+
+
+def set_table_empty_group(report: pb.Report) -> None:
+    report.tables[0].map.groups.append(pb.Nodes())
+
+
+def set_table_large_group(report: pb.Report) -> None:
+    report.tables[0].map.groups.append(pb.Nodes(nodes=range(NODES, NODES + 257)))
+
+
+def set_table_map_number(report: pb.Report) -> None:
+    report.tables[0].map.number = 1 << 53
+
+
+def set_table_domain(report: pb.Report) -> None:
+    report.tables[0].map.domains[0].name = "a\x1b[31m"
+
+
+def set_table_no_domain(report: pb.Report) -> None:
+    report.tables[0].map.domains[0].name = ""
+
+
+def set_table_domain_node(report: pb.Report) -> None:
+    report.tables[0].map.domains[0].node = 1 << 20
+
+
+def set_parity_table(report: pb.Report) -> None:
+    report.parities[0].table = "x" * 32
+
+
+def set_parity_no_table(report: pb.Report) -> None:
+    report.parities[0].table = ""
+
+
+def set_domain(report: pb.Report) -> None:
+    report.domain = "a b"
+
+
 def set_node(report: pb.Report) -> None:
     report.node = NODES
 
@@ -229,6 +288,26 @@ def no_epoch(ledger: pb.Ledger) -> None:
 
 def no_version(ledger: pb.Ledger) -> None:
     ledger.persist.step = 1 << 53
+
+
+def no_shielded(ledger: pb.Ledger) -> None:
+    ledger.shielded.epoch = 1 << 53
+
+
+def no_nodes(ledger: pb.Ledger) -> None:
+    ledger.nodes = 0
+
+
+def no_other_job(ledger: pb.Ledger) -> None:
+    ledger.nodes = NODES + 1
+
+
+def no_map_node(ledger: pb.Ledger) -> None:
+    ledger.map.groups[0].nodes.append(NODES)
+
+
+def no_map_twice(ledger: pb.Ledger) -> None:
+    ledger.map.groups[0].nodes.append(0)
 
 
 def no_lost(ledger: pb.Ledger) -> None:
