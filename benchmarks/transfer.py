@@ -12,18 +12,11 @@ and on two streams. CPU seconds are both processes' together. Expected: at least
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import os
-import resource
 import secrets
 import shutil
-import socket
 import statistics
-import subprocess
-import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks import bare
 from benchmarks.report import add_report, measured, write
 from ckptd.ckpt import shm
 from ckptd.ckpt.model import PIECE, Image, Version
@@ -42,7 +36,7 @@ from ckptd.daemon.ranges import Member
 from ckptd.daemon.segments import Segments
 from ckptd.daemon.transport import Endpoint, Holder, Range
 
-HOST, VERSION, SLOT = "127.0.0.1", Version(1, 1), SlotId(0, 0)
+VERSION, SLOT = Version(1, 1), SlotId(0, 0)
 WAYS = ("bare", "ckptd", "sendfile")
 STREAMS = (1, 2)
 
@@ -55,24 +49,7 @@ class Turn:
     """CPU seconds a GB, of both processes."""
 
 
-def cpu_seconds() -> float:
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime
-
-
 # ---- the process that holds the bytes ---------------------------------------------------------------
-
-
-def serve_bare(connection: socket.socket, path: Path, view: memoryview) -> None:
-    """Send what is asked for: a word of 8 bytes says how, two numbers say from where to where."""
-    with connection, path.open("rb") as file:
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        while asked := connection.recv(24, socket.MSG_WAITALL):
-            way, start, end = asked[:8].strip(), *(int.from_bytes(asked[i : i + 8], "little") for i in (8, 16))
-            if way == b"bare":
-                connection.sendall(view[start:end])
-            while way == b"sendfile" and start < end:
-                start += os.sendfile(connection.fileno(), file.fileno(), start, end - start)
 
 
 def hold(folder: Path, size: int) -> None:
@@ -85,18 +62,10 @@ def hold(folder: Path, size: int) -> None:
     image = segments.record(SLOT, VERSION, 1)
     view = memoryview(shm.map_file(path, size, write=False))
     holder = Holder(segments.image, segments.parity, segments.check)
-    server = RangeServer(HOST, holder, Member(job="bench", node=1, secret=b"s" * 32))
-    bare = socket.create_server((HOST, 0))
-
-    def accept() -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                threading.Thread(target=serve_bare, args=(bare.accept()[0], path, view), daemon=True).start()
-
-    threading.Thread(target=accept, daemon=True).start()
-    print(json.dumps({"ranges": server.port, "bare": bare.getsockname()[1], "digest": image.digest}), flush=True)
-    for _ in sys.stdin:
-        print(cpu_seconds(), flush=True)
+    server = RangeServer(bare.HOST, holder, Member(job="bench", node=1, secret=b"s" * 32))
+    ports = {"ranges": server.port, "bare": bare.listen(path, view)}
+    print(json.dumps({**ports, "digest": image.digest}), flush=True)
+    bare.answer_cpu()
     server.close()
     segments.close(clean=True)
 
@@ -108,23 +77,14 @@ class Reading:
     """Reads the other process's slot in every way that is compared."""
 
     def __init__(self, folder: Path, size: int) -> None:
-        command = [
-            sys.executable,
-            "-m",
-            "benchmarks.transfer",
-            "--hold",
-            str(folder / "holder"),
-            "--mib",
-            str(size >> 20),
-        ]
-        self._holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        arguments = ["--hold", str(folder / "holder"), "--mib", str(size >> 20)]
+        self._holder = bare.Holder("benchmarks.transfer", arguments)
         shm.make_file(folder / "target", size)
         self._into = memoryview(shm.map_file(folder / "target", size, write=True))
-        ports = json.loads(self._line())
-        self._image = Image(0, size, ports["digest"])
-        self._endpoint = Endpoint(1, HOST, ports["ranges"])
+        self._image = Image(0, size, self._holder.said["digest"])
+        self._endpoint = Endpoint(1, bare.HOST, self._holder.said["ranges"])
         self._reader = RangeReader(Member(job="bench", node=0, secret=b"s" * 32))
-        self._bare = [socket.create_connection((HOST, ports["bare"])) for _ in range(max(STREAMS))]
+        self._bare = [self._holder.connect() for _ in range(max(STREAMS))]
 
     def turn(self, way: str, streams: int) -> Turn:
         """Read everything once."""
@@ -148,7 +108,7 @@ class Reading:
         self._reader.close()
         for connection in self._bare:
             connection.close()
-        self._holder.communicate(timeout=60)
+        self._holder.close()
 
     def _read(self, way: str, stream: int, start: int, end: int) -> None:
         view = self._into[start:end]
@@ -156,20 +116,11 @@ class Reading:
             wanted = Range(VERSION, self._image, start // PIECE, -(-(end - start) // PIECE))
             self._reader.read(self._endpoint, wanted, view)
             return
-        connection = self._bare[stream]
-        connection.sendall(way.encode().ljust(8) + start.to_bytes(8, "little") + end.to_bytes(8, "little"))
-        while view:
-            view = view[connection.recv_into(view) :]
+        bare.ask(self._bare[stream], way, start, end)
+        bare.receive(self._bare[stream], view)
 
     def _cpu(self) -> float:
-        assert self._holder.stdin is not None
-        self._holder.stdin.write("cpu\n")
-        self._holder.stdin.flush()
-        return float(self._line()) + cpu_seconds()
-
-    def _line(self) -> str:
-        assert self._holder.stdout is not None
-        return self._holder.stdout.readline()
+        return self._holder.cpu() + bare.cpu_seconds()
 
 
 def compare(size: int, repeat: int) -> dict[int, dict[str, list[Turn]]]:
@@ -195,11 +146,11 @@ def compare(size: int, repeat: int) -> dict[int, dict[str, list[Turn]]]:
 
 def summary(turns: dict[str, list[Turn]]) -> dict[str, Any]:
     """Ratios of turns of the same round, and the absolute figures they are of."""
-    bare, ours, other = (turns[way] for way in WAYS)
-    content = measured("rate_vs_bare", [a.rate / b.rate for a, b in zip(ours, bare, strict=True)])
-    content |= measured("cpu_vs_bare", [a.cpu / b.cpu for a, b in zip(ours, bare, strict=True)])
-    content |= measured("sendfile_rate_vs_sendall", [a.rate / b.rate for a, b in zip(other, bare, strict=True)])
-    content |= measured("sendfile_cpu_vs_sendall", [a.cpu / b.cpu for a, b in zip(other, bare, strict=True)])
+    loop, ours, other = (turns[way] for way in WAYS)
+    content = measured("rate_vs_bare", [a.rate / b.rate for a, b in zip(ours, loop, strict=True)])
+    content |= measured("cpu_vs_bare", [a.cpu / b.cpu for a, b in zip(ours, loop, strict=True)])
+    content |= measured("sendfile_rate_vs_sendall", [a.rate / b.rate for a, b in zip(other, loop, strict=True)])
+    content |= measured("sendfile_cpu_vs_sendall", [a.cpu / b.cpu for a, b in zip(other, loop, strict=True)])
     for way in WAYS:
         content |= measured(f"{way}_gb_s", [turn.rate for turn in turns[way]])
         content |= measured(f"{way}_cpu_s_per_gb", [turn.cpu for turn in turns[way]])
