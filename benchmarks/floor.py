@@ -10,8 +10,10 @@ pieces of 256 KiB, one row of the codec encoded and one symbol decoded in window
     rebuild, a GB rebuilt:    k (send + receive + sum) + decode + sum
                               k symbols arrive for each that is lost; the whole image is checked at the end
 
-`encode` and `decode` are a GB of *read* and a GB of *restored* data; decoding a GB reads k. Sender and receiver share the
-cores here, so the time is at the least the greater of CPU seconds / cores and bytes sent / the rate of the bare loop.
+`encode` is for a GB that is *read*, `decode` for a GB that is *restored*, for which it reads k. Sender and receiver share
+the cores here, so the time is at the least the greater of CPU seconds / cores and bytes sent / the rate of the bare loop.
+Not in it: a copy, as nothing has to be copied; the first touch of new memory (`touch`: a file on the tmpfs made and faulted
+in), which a replacement pays once; and what daemons say to each other while nothing happens.
 """
 
 from __future__ import annotations
@@ -21,10 +23,11 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 
@@ -50,8 +53,14 @@ class Costs:
     """One symbol, a GB that is restored."""
     send: float
     receive: float
+    touch: float
     link_gb_s: float
     """Of k streams of the bare loop together."""
+
+    @staticmethod
+    def mean(rounds: Sequence[Costs]) -> Costs:
+        """The means of several rounds."""
+        return Costs(*(fmean(getattr(costs, name) for costs in rounds) for name in Costs.__dataclass_fields__))
 
     def seal_cpu(self, k: int, m: int) -> float:
         """CPU seconds of all nodes for a GB of payload."""
@@ -123,8 +132,16 @@ class Floor:
         gb = size / 1e9
         return Costs(
             copied / gb, summed / gb, encoded * 1e9 / (segment * k), decoded * 1e9 / segment,
-            sent / gb, received / gb, gb / seconds,
+            sent / gb, received / gb, self._touch() / gb, gb / seconds,
         )  # fmt: skip
+
+    def _touch(self) -> float:
+        """CPU seconds of making a file as large as a payload."""
+        used = bare.cpu_seconds()
+        shm.make_file(self._folder / "new", self._size)
+        used = bare.cpu_seconds() - used
+        (self._folder / "new").unlink()
+        return used
 
     def _prepare(self) -> None:
         path = self._folder / "held"

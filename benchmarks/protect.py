@@ -4,8 +4,10 @@
 
 K+M nodes are K+M daemons on this machine, each with directories and an address of its own, and a trainer that fills a slot
 of MIB per node. CPU seconds are user and system of the daemons, idle chatter included; a GB is a GB of payload, summed
-over the nodes, or of what was rebuilt. Before each snapshot and each loss the floor is measured (`benchmarks/floor.py` has
-the formulas), and a ratio is of two figures of one round. The first snapshots touch new parity files; they are told apart.
+over the nodes, or of what was rebuilt. Before and after each snapshot and each loss the floor is measured
+(`benchmarks/floor.py` has the formulas), and a ratio is of two figures of one round. The first snapshots touch new parity
+files; they are told apart. What the daemons use while nothing happens is told beside it: it is paid by the second and not
+by the GB, and here for all nodes on one machine.
 
 `seal_s`: from the answer to the last commit to the last daemon's entry `sealed` in its event record (so the sums of the
 capture are in it); `seal_from_captured_s`: from the last entry `captured`. `rebuild_gb_s`: a node is killed with SIGKILL,
@@ -25,6 +27,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +39,7 @@ from benchmarks.floor import CORES, Costs, Floor
 
 NEW = 2
 """Snapshots that touch new files: a sealed one and one in the making have their parities at a time."""
-SAMPLE_S = 0.05
+SAMPLE_S, IDLE_S = 0.05, 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +71,10 @@ class Seal:
     from_captured: float
     cpu: float
     gb: float
+    took: float
+    """How long `cpu` was counted."""
     others: float
     """Cores that other processes kept busy meanwhile."""
-    floor: Costs
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,17 +87,18 @@ class Rebuild:
     receiver_cpu: float
     senders_cpu: float
     gb: float
-    floor: Costs
 
 
 @dataclass(slots=True)
 class Measured:
-    """All that was measured of a shape."""
+    """All that was measured of a shape, each with the floor of its round."""
 
     shape: Shape
     first: list[Seal] = field(default_factory=list)
-    seals: list[Seal] = field(default_factory=list)
-    rebuilds: list[Rebuild] = field(default_factory=list)
+    seals: list[tuple[Seal, Costs]] = field(default_factory=list)
+    rebuilds: list[tuple[Rebuild, Costs]] = field(default_factory=list)
+    idle_cores: float = 0.0
+    """What all daemons use together while nothing happens."""
     extra: dict[int, int] = field(default_factory=dict)
     """By node: how many bytes its anonymous memory grew by at the most."""
 
@@ -149,7 +154,7 @@ def _own_s() -> float:
     return float(used.user + used.system)
 
 
-def seal(cluster: Cluster, step: int, size: int, floor: Costs) -> Seal:
+def seal(cluster: Cluster, step: int, size: int) -> Seal:
     """Capture a snapshot on every node and wait until every daemon knows that it is sealed."""
     filled = cluster.prepare(step)
     used, busy, own, started = cluster.cpu_s(), _busy_s(), _own_s(), time.time()
@@ -165,10 +170,10 @@ def seal(cluster: Cluster, step: int, size: int, floor: Costs) -> Seal:
     cpu = sum(after - used[node] for node, after in cluster.cpu_s().items())
     others = max(0.0, _busy_s() - busy - cpu - (_own_s() - own)) / took
     end = max(when("sealed"))
-    return Seal(end - at, end - max(when("captured")), cpu, size * len(cluster.nodes) / 1e9, others, floor)
+    return Seal(end - at, end - max(when("captured")), cpu, size * len(cluster.nodes) / 1e9, took, others)
 
 
-def rebuild(cluster: Cluster, lost: Sequence[int], size: int, floor: Costs) -> Rebuild:
+def rebuild(cluster: Cluster, lost: Sequence[int], size: int) -> Rebuild:
     """Lose nodes with their memory, start their daemons anew, and wait until each has its payload back."""
     cluster.lose(*lost)
     cluster.start(*lost)
@@ -187,7 +192,7 @@ def rebuild(cluster: Cluster, lost: Sequence[int], size: int, floor: Costs) -> R
     senders = sum(sampler.cpu_between(node, first, last) for node in cluster.nodes if node not in lost)
     cluster.until(lambda: cluster.tolerates(cluster.parity), "all parities made anew")
     gb = size * len(lost) / 1e9
-    return Rebuild(len(lost), _length(spans), last - min(ready), receivers, senders, gb, floor)
+    return Rebuild(len(lost), _length(spans), last - min(ready), receivers, senders, gb)
 
 
 def _length(spans: Sequence[tuple[float, float]]) -> float:
@@ -199,58 +204,68 @@ def _length(spans: Sequence[tuple[float, float]]) -> float:
     return total
 
 
+def idle(cluster: Cluster) -> float:
+    """The cores that all daemons use together while nothing happens."""
+    used = sum(cluster.cpu_s().values())
+    time.sleep(IDLE_S)
+    return (sum(cluster.cpu_s().values()) - used) / IDLE_S
+
+
 def measure(shape: Shape, size: int, repeat: int) -> Measured:
-    """Snapshots, then losses, each after a round of the floor."""
+    """Snapshots, then losses, each between two rounds of the floor."""
     found = Measured(shape)
     with Floor(size) as floor, Cluster(shape.nodes, parity=shape.m, size=size) as cluster:
+        costs = partial(floor.measure, shape.k, shape.m)
         cluster.begin_life()
         before = cluster.anonymous_bytes()
         with Sampler(cluster) as sampler:
-            for step in range(1, NEW + repeat + 1):
-                sealed = seal(cluster, step, size, floor.measure(shape.k, shape.m))
-                (found.first if step <= NEW else found.seals).append(sealed)
+            found.first = [seal(cluster, step, size) for step in range(1, NEW + 1)]
+            found.idle_cores = idle(cluster)
+            for step in range(NEW + 1, NEW + repeat + 1):
+                first, sealed = costs(), seal(cluster, step, size)
+                found.seals.append((sealed, Costs.mean([first, costs()])))
         found.extra = {node: peak - before[node] for node, peak in sampler.peak.items()}
         for lost in range(1, min(shape.m, 2) + 1):
             for turn in range(repeat):
                 nodes = [(turn + i * shape.nodes // 2) % shape.nodes for i in range(lost)]
-                found.rebuilds.append(rebuild(cluster, nodes, size, floor.measure(shape.k, shape.m)))
+                first, rebuilt = costs(), rebuild(cluster, nodes, size)
+                found.rebuilds.append((rebuilt, Costs.mean([first, costs()])))
     return found
 
 
 # ---- what is said of it -----------------------------------------------------------------------------
 
 
-def of_seals(shape: Shape, seals: Sequence[Seal]) -> dict[str, Any]:
-    k, m = shape.k, shape.m
-    floors = [s.floor.seal_s(k, m) * s.gb for s in seals]
-    cpus, floor_cpus = [s.cpu / s.gb for s in seals], [s.floor.seal_cpu(k, m) for s in seals]
-    values = {
-        "seal_s": [s.seconds for s in seals],
-        "seal_from_captured_s": [s.from_captured for s in seals],
-        "seal_floor_s": floors,
-        "seal_vs_floor": [s.seconds / f for s, f in zip(seals, floors, strict=True)],
-        "seal_cpu_s_per_gb": cpus,
-        "seal_cpu_floor": floor_cpus,
-        "seal_cpu_vs_floor": [a / b for a, b in zip(cpus, floor_cpus, strict=True)],
-        "others_cores": [s.others for s in seals],
-    }
-    return _medians(values)
+def of_seals(found: Measured) -> dict[str, Any]:
+    k, m, seals = found.shape.k, found.shape.m, found.seals
+    return _medians(
+        {
+            "seal_s": [s.seconds for s, _ in seals],
+            "seal_from_captured_s": [s.from_captured for s, _ in seals],
+            "seal_floor_s": [floor.seal_s(k, m) * s.gb for s, floor in seals],
+            "seal_vs_floor": [s.seconds / (floor.seal_s(k, m) * s.gb) for s, floor in seals],
+            "seal_cpu_s_per_gb": [s.cpu / s.gb for s, _ in seals],
+            "seal_cpu_floor": [floor.seal_cpu(k, m) for _, floor in seals],
+            "seal_cpu_vs_floor": [s.cpu / s.gb / floor.seal_cpu(k, m) for s, floor in seals],
+            "seal_cpu_idle_s_per_gb": [found.idle_cores * s.took / s.gb for s, _ in seals],
+            "others_cores": [s.others for s, _ in seals],
+        }
+    )
 
 
-def of_rebuilds(shape: Shape, rebuilds: Sequence[Rebuild]) -> dict[str, Any]:
-    k = shape.k
-    rates, floors = [r.gb / r.seconds for r in rebuilds], [r.floor.rebuild_gb_s(k) for r in rebuilds]
-    values = {
-        "rebuild_gb_s": rates,
-        "rebuild_floor_gb_s": floors,
-        "rebuild_vs_floor": [a / b for a, b in zip(rates, floors, strict=True)],
-        "rebuild_from_ready_gb_s": [r.gb / r.from_ready for r in rebuilds],
-        "receiver_cpu_s_per_gb": [r.receiver_cpu / r.gb for r in rebuilds],
-        "receiver_cpu_floor": [r.floor.rebuild_receiver_cpu(k) for r in rebuilds],
-        "senders_cpu_s_per_gb": [r.senders_cpu / r.gb for r in rebuilds],
-        "senders_cpu_floor": [r.floor.rebuild_senders_cpu(k) for r in rebuilds],
-    }
-    return _medians(values)
+def of_rebuilds(k: int, rebuilds: Sequence[tuple[Rebuild, Costs]]) -> dict[str, Any]:
+    return _medians(
+        {
+            "rebuild_gb_s": [r.gb / r.seconds for r, _ in rebuilds],
+            "rebuild_floor_gb_s": [floor.rebuild_gb_s(k) for _, floor in rebuilds],
+            "rebuild_vs_floor": [r.gb / r.seconds / floor.rebuild_gb_s(k) for r, floor in rebuilds],
+            "rebuild_from_ready_gb_s": [r.gb / r.from_ready for r, _ in rebuilds],
+            "receiver_cpu_s_per_gb": [r.receiver_cpu / r.gb for r, _ in rebuilds],
+            "receiver_cpu_floor": [floor.rebuild_receiver_cpu(k) for _, floor in rebuilds],
+            "senders_cpu_s_per_gb": [r.senders_cpu / r.gb for r, _ in rebuilds],
+            "senders_cpu_floor": [floor.rebuild_senders_cpu(k) for _, floor in rebuilds],
+        }
+    )
 
 
 def _medians(values: dict[str, list[float]]) -> dict[str, Any]:
@@ -260,16 +275,17 @@ def _medians(values: dict[str, list[float]]) -> dict[str, Any]:
 
 def summary(found: Measured) -> dict[str, Any]:
     """A shape's part of the report."""
-    shape, content = found.shape, of_seals(found.shape, found.seals)
+    content = of_seals(found)
+    of_one, of_two = ([(r, floor) for r, floor in found.rebuilds if r.lost == lost] for lost in (1, 2))
+    content |= of_rebuilds(found.shape.k, of_one)
+    if of_two:
+        content["two_nodes"] = of_rebuilds(found.shape.k, of_two)
     content["first_seal_s"] = [s.seconds for s in found.first]
-    for lost, key in ((1, None), (2, "two_nodes")):
-        rebuilds = [r for r in found.rebuilds if r.lost == lost]
-        if rebuilds:
-            content |= {key: of_rebuilds(shape, rebuilds)} if key else of_rebuilds(shape, rebuilds)
+    content["idle_cores"] = found.idle_cores
     content["peak_extra_bytes"] = max(found.extra.values())
     content["peak_extra_bytes_of_all"] = sum(found.extra.values())
-    costs = [*(s.floor for s in found.seals), *(r.floor for r in found.rebuilds)]
-    content["parts"] = _medians({name: [getattr(c, name) for c in costs] for name in Costs.__dataclass_fields__})
+    floors = [*(floor for _, floor in found.seals), *(floor for _, floor in found.rebuilds)]
+    content["parts"] = _medians({name: [getattr(f, name) for f in floors] for name in Costs.__dataclass_fields__})
     return content
 
 
@@ -288,16 +304,21 @@ def show(shape: Shape, row: dict[str, Any]) -> None:
                 value, least = what[f"{role}_cpu_s_per_gb"], what[f"{role}_cpu_floor"]
                 low, high = what[f"{role}_cpu_s_per_gb_spread"]
                 print(
-                    f"{shape!s:4} {f'{name}, {role} CPU s/GB':30} {value:7.3f} [{low:6.3f}, {high:6.3f}]  "
+                    f"{shape!s:4} {f'  {role}, CPU s/GB':30} {value:7.3f} [{low:6.3f}, {high:6.3f}]  "
                     f"{least:7.3f}  {value / least:5.2f}"
                 )
     parts = row["parts"]
-    costs = ", ".join(f"{name} {parts[name]:.3f}" for name in ("copy", "sum", "encode", "decode", "send", "receive"))
+    costs = ", ".join(
+        f"{name} {parts[name]:.3f}" for name in ("copy", "sum", "encode", "decode", "send", "receive", "touch")
+    )
     firsts = ", ".join(f"{seconds:.2f}" for seconds in row["first_seal_s"])
     print(f"{shape!s:4} CPU s/GB of the parts: {costs}; the bare loop {parts['link_gb_s']:.2f} GB/s")
     print(
-        f"{shape!s:4} first snapshots {firsts} s; a daemon took {row['peak_extra_bytes'] / 2**20:.0f} MiB beside slots and "
-        f"parities; others kept {row['others_cores']:.2f} of {CORES} cores busy"
+        f"{shape!s:4} first snapshots {firsts} s; {row['peak_extra_bytes'] / 2**20:.0f} MiB a daemon beside slots and parities"
+    )
+    print(
+        f"{shape!s:4} idle daemons take {row['idle_cores']:.2f} cores, which is {row['seal_cpu_idle_s_per_gb']:.3f} CPU s/GB of the "
+        f"seal; others kept {row['others_cores']:.2f} of {CORES} cores busy"
     )
 
 
