@@ -314,12 +314,10 @@ def show(shape: Shape, row: dict[str, Any]) -> None:
     firsts = ", ".join(f"{seconds:.2f}" for seconds in row["first_seal_s"])
     print(f"{shape!s:4} CPU s/GB of the parts: {costs}; the bare loop {parts['link_gb_s']:.2f} GB/s")
     print(
-        f"{shape!s:4} first snapshots {firsts} s; {row['peak_extra_bytes'] / 2**20:.0f} MiB a daemon beside slots and parities"
+        f"{shape!s:4} first snapshots {firsts} s; {row['peak_extra_bytes'] / 2**20:.0f} MiB a daemon beside its segments"
     )
-    print(
-        f"{shape!s:4} idle daemons take {row['idle_cores']:.2f} cores, which is {row['seal_cpu_idle_s_per_gb']:.3f} CPU s/GB of the "
-        f"seal; others kept {row['others_cores']:.2f} of {CORES} cores busy"
-    )
+    idle = f"{row['idle_cores']:.2f} cores, or {row['seal_cpu_idle_s_per_gb']:.3f} CPU s/GB of the seal"
+    print(f"{shape!s:4} idle daemons take {idle}; others kept {row['others_cores']:.2f} of {CORES} cores busy")
 
 
 def check_room(shapes: Sequence[Shape], size: int) -> None:
