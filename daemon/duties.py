@@ -35,6 +35,8 @@ class Duties:
         self._writing: Work[Version] = Work("write", WRITE_RETRY_S)
         self._publishing: Work[Version] = Work("publish", WRITE_RETRY_S)
         self._unwritable: Version | None = None
+        self.protected: dict[str, float] = {}
+        """What the last parities took: seconds of waiting for bytes and of coding, and how many bytes were read."""
 
     # ---- what it has ----------------------------------------------------------------------------
 
@@ -194,8 +196,11 @@ class Duties:
         self._protecting.end(now, failed=bool(event.reason))
         self._parities |= dict.fromkeys(event.made, event.table)
         self._suspect -= set(event.made)
+        if event.made:
+            self.protected = {"waited_s": event.waited_s, "coded_s": event.coded_s, "read_bytes": event.read_bytes}
         if not event.reason:
-            return []
+            fields = (("epoch", event.table.version.epoch), ("step", event.table.version.step))
+            return [ev.Note("protected", (*fields, *self.protected.items()))] if event.made else []
         # What can't be made anew is lost: as long as it stands here, restarts count on it.
         lost = [parity for parity in self._suspect if parity.table == event.table.name]
         return [*self._drop(lost), _failure("parity_failed", event.table.version, event.reason)]

@@ -161,6 +161,10 @@ class ParityMade:
     made: tuple[Parity, ...]
     reason: str = ""
     """Why some are missing."""
+    waited_s: float = 0.0
+    """For bytes of the others; `coded_s` went into encoding and sums."""
+    coded_s: float = 0.0
+    read_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

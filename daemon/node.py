@@ -40,6 +40,8 @@ class Node:
         self.epoch = 0
         self.sealed: Version | None = None
         self.persisted: Version | None = None
+        self.sealing_lag_s: float | None = None
+        """From the capture of the last image here to the word that its version is sealed."""
         self.part: Part | None = None
         self.data_port = 0
         self.scanned = False
@@ -62,7 +64,7 @@ class Node:
             ev.CommitAsked: lambda event, _now: self.slots.commit(event),
             ev.AbortAsked: lambda event, _now: self.slots.abort(event),
             ev.SlotMade: lambda event, _now: self.slots.made(event),
-            ev.Recorded: lambda event, _now: self.slots.recorded(event),
+            ev.Recorded: self.slots.recorded,
             ev.RebuildAsked: self._on_rebuild_asked,
             ev.ParityMade: self._on_parity_made,
             ev.Rebuilt: self._on_rebuilt,
@@ -192,7 +194,9 @@ class Node:
         effects: list[ev.Effect] = []
         sealed = newest(self.sealed, ledger.sealed)
         if sealed is not None and sealed != self.sealed:
-            effects.append(note("sealed", **named(sealed)))
+            lag_s = self.slots.lag_s(sealed, now)
+            self.sealing_lag_s = lag_s if lag_s is not None else self.sealing_lag_s
+            effects.append(note("sealed", **named(sealed), **({} if lag_s is None else {"lag_s": lag_s})))
         if sealed != self.sealed or ledger.epoch > self.epoch:
             self.sealed, self.epoch = sealed, max(self.epoch, ledger.epoch)
             effects += self._remember()

@@ -15,6 +15,9 @@ from ckptd.daemon.duties import Duties
 from ckptd.daemon.events import named, note, refuse
 from ckptd.daemon.ranks import Ranks
 
+LAGS_MAX = 8
+"""Versions of which it is remembered when they were captured: those that may be sealed yet."""
+
 
 @dataclass(frozen=True, slots=True)
 class Known:
@@ -36,6 +39,12 @@ class Slots:
         self.skipped = 0
         self._ranks, self._duties = ranks, duties
         self._changed = False
+        self._captured_at: dict[Version, float] = {}
+
+    def lag_s(self, version: Version, now: float) -> float | None:
+        """How long ago the last image of a version was captured here; None when it was captured elsewhere, or long ago."""
+        since = self._captured_at.get(version)
+        return None if since is None else now - since
 
     def take_changed(self) -> bool:
         """Whether there is something new to report since this was last asked."""
@@ -103,12 +112,14 @@ class Slots:
         aborted = note("aborted", rank=event.slot.rank, reason=event.reason, **named(event.version))
         return [ev.Answer(event.ticket, None), aborted]
 
-    def recorded(self, event: ev.Recorded) -> list[ev.Effect]:
+    def recorded(self, event: ev.Recorded, now: float) -> list[ev.Effect]:
         """A committed image was summed: it is captured, unless its record could not be written."""
         self._changed = True
         if event.image is None:
             self.catalog.act(event.slot, "rejected", Free())
             return [note("refused", reason=event.reason, rank=event.slot.rank, **named(event.version))]
+        self._captured_at[event.version] = now
+        self._captured_at = {version: self._captured_at[version] for version in sorted(self._captured_at)[-LAGS_MAX:]}
         self.catalog.act(event.slot, "recorded", Holding(Held(event.version, event.world, event.image)))
         return [note("captured", rank=event.slot.rank, **named(event.version))]
 

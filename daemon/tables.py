@@ -51,6 +51,7 @@ def status(content: dict[str, Any]) -> RenderableType:
         ("newest restorable", _version(content["captured"])),
         ("sealed", _version(content["sealed"])),
         ("persisted", _version(content["persisted"])),
+        ("sealing lag", _lag(content["sealing"])),
         ("losses still tolerated", "-" if tolerated is None else str(tolerated)),
         (
             "memory of this node",
@@ -63,6 +64,16 @@ def status(content: dict[str, Any]) -> RenderableType:
     groups = content["groups"]
     lines = [Text(line, style="" if groups["rule_kept"] else "red") for line in groups["lines"]]
     return Group(table, facts, *lines, *moved, *problem)
+
+
+def _lag(sealing: dict[str, Any]) -> str:
+    """How long the last snapshot was unprotected, and what this node's share of the work took."""
+    if sealing["lag_s"] is None:
+        return "-"
+    lag = f"{sealing['lag_s']:.3f} s"
+    if "waited_s" not in sealing:
+        return lag
+    return f"{lag} (waited {sealing['waited_s']:.3f} s for bytes, coded {sealing['coded_s']:.3f} s)"
 
 
 def _transfers(rows: list[dict[str, Any]]) -> RenderableType:

@@ -68,6 +68,7 @@ def status(node: Node, usage: dict[str, int]) -> dict[str, Any]:
         "captured": named(best.version),
         "sealed": named(ledger.sealed),
         "shielded": named(ledger.shielded),
+        "sealing": {"lag_s": node.sealing_lag_s, **node.duties.protected},
         "persisted": named(ledger.persisted),
         "losses_tolerated": tolerated,
         "groups": _groups(ledger),

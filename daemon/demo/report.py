@@ -13,7 +13,7 @@ from rich.table import Table
 
 from ckptd.daemon.demo.watch import Event
 
-PER_STEP = {"step", "captured", "sealed"}
+PER_STEP = {"step", "captured", "sealed", "protected"}
 """Left out of the report's events: there is one for each step and rank, or node."""
 
 

@@ -16,7 +16,7 @@ from tests.sim.chaos import Chaos
 from tests.sim.scenario import Scenario, draw
 from tests.sim.world import Entry
 
-QUIET = {"node_joined", "skipped"}
+QUIET = {"node_joined", "skipped", "protected"}
 CHUNK = 25
 """Seeds that a process takes at once."""
 
