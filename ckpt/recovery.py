@@ -254,10 +254,11 @@ def forsaken(ledger: Ledger) -> set[Version]:
 
 def _never_sealed(ledger: Ledger, tables: Sequence[Table]) -> bool:
     newest, lives = tables[0], ledger.lives()
-    ended = bool(lives) and newest.version.epoch not in lives
     if is_complete(newest):
         lost = isinstance(sources_for(ledger, tables), str)
-        return lost and (ended or not ledger.left or not any(_may_be_sealed(ledger, table) for table in tables))
+        # Not even when its life has ended: the next one may have been decided by who could not hear of the seal.
+        return lost and not (ledger.left and any(_may_be_sealed(ledger, table) for table in tables))
+    ended = bool(lives) and newest.version.epoch not in lives
     captured = {image.rank for payload in newest.payloads for image in payload.images}
     missing = [c for report in ledger.reports for c in report.captures if c.rank not in captured]
     return ended or any(captures.has_passed(newest.version) for captures in missing)
