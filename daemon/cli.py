@@ -210,7 +210,7 @@ def doctor(
     job: Job = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check this node: the erasure code and its speed, shared memory, storage, the run directory, the daemon."""
+    """Check this node: erasure code and its speed, shared memory, storage, run directory, encryption, daemon, groups."""
     from ckptd.daemon.doctor import examine
 
     found = examine(read(segment_dir=segment_dir, storage=storage, run_dir=run_dir, job=job).config())
