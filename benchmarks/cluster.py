@@ -195,6 +195,7 @@ class Cluster:
             if slot is None:
                 raise NotInTimeError(f"node {node}: no slot is free for {version}")
             with memoryview(shm.map_file(slot.path, slot.size, write=True)) as view:
+                shm.touch(view)
                 for start in range(0, slot.size, len(self._image)):
                     part = view[start : start + len(self._image)]
                     part[:] = self._image[: len(part)]

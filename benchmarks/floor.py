@@ -150,6 +150,8 @@ class Floor:
         self._view = memoryview(shm.map_file(path, self._size, write=True))
         self._source = np.frombuffer(self._view, np.uint8)
         self._target = np.frombuffer(shm.map_file(self._folder / "target", self._size, write=True), np.uint8)
+        for mapped in (self._view, self._target.data):
+            shm.touch(mapped)
         self._source[:] = np.resize(np.frombuffer(secrets.token_bytes(1_000_003), np.uint8), self._size)
         self._holder = bare.Holder("benchmarks.bare", ["--hold", str(path)])
 

@@ -57,6 +57,7 @@ def hold(folder: Path, size: int) -> None:
     segments = Segments(folder)
     path = segments.file_for(SLOT, size)
     with segments.writable(path, size) as target:
+        shm.touch(target)
         for start in range(0, size, PIECE):
             target[start : start + PIECE] = secrets.token_bytes(min(PIECE, size - start))
     image = segments.record(SLOT, VERSION, 1)
@@ -81,6 +82,7 @@ class Reading:
         self._holder = bare.Holder("benchmarks.transfer", arguments)
         shm.make_file(folder / "target", size)
         self._into = memoryview(shm.map_file(folder / "target", size, write=True))
+        shm.touch(self._into)
         self._image = Image(0, size, self._holder.said["digest"])
         self._endpoint = Endpoint(1, bare.HOST, self._holder.said["ranges"])
         self._reader = RangeReader(Member(job="bench", node=0, secret=b"s" * 32))

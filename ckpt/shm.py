@@ -7,6 +7,7 @@ would end in SIGBUS; pages are faulted in once, because the first touch costs se
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import fcntl
 import mmap
 import os
@@ -16,6 +17,8 @@ from ckptd.ckpt.errors import AccessError, CorruptionError, MemoryBudgetError
 
 _POPULATE_WRITE = 23  # MADV_POPULATE_WRITE, Linux 5.14; the mmap module has no name for it
 _STRIDE = 64 * 1024 * 1024
+"""Touched at a time, so that a stop of the daemon need not wait for gigabytes."""
+_libc = ctypes.CDLL(None)
 _HEADROOM = 4 * 1024 * 1024
 """Left free on the tmpfs for records and whatever else the machine keeps there."""
 
@@ -34,7 +37,15 @@ def private_dir(path: Path) -> Path:
 
 
 def make_file(path: Path, size: int) -> None:
-    """Make a file of exactly `size` bytes with all its pages in memory, mode 0600.
+    """As `reserve_file`, and touch all of it."""
+    reserve_file(path, size)
+    if size:
+        with map_file(path, size, write=True) as pages, memoryview(pages) as view:
+            touch(view)
+
+
+def reserve_file(path: Path, size: int) -> None:
+    """Make a file of exactly `size` bytes, all of them reserved, mode 0600. Who writes to it should `touch` it first.
 
     Raises MemoryBudgetError when the file system cannot hold it; nothing is left behind then.
     """
@@ -46,9 +57,6 @@ def make_file(path: Path, size: int) -> None:
     try:
         os.posix_fallocate(descriptor, 0, max(size, 1))
         os.ftruncate(descriptor, size)
-        if size:
-            with mmap.mmap(descriptor, size) as pages:
-                _populate(pages, size)
     except OSError as error:
         path.unlink(missing_ok=True)
         raise MemoryBudgetError(too_small(path.parent, size, free, space.f_blocks * space.f_frsize)) from error
@@ -64,11 +72,17 @@ def too_small(directory: Path, wanted: int, free: int, total: int) -> str:
     )
 
 
-def _populate(pages: mmap.mmap, size: int) -> None:
-    # In strides, so that a stop of the daemon need not wait for gigabytes; kernels without the advice fault on first use.
-    with contextlib.suppress(OSError):
-        for start in range(0, size, _STRIDE):
-            pages.madvise(_POPULATE_WRITE, start, min(_STRIDE, size - start))
+def touch(view: memoryview) -> None:
+    """Fault in the pages of a writable view that begins at a page. Other threads go on meanwhile.
+
+    Doing it again costs next to nothing. Kernels without the advice fault on first use.
+    """
+    # `mmap.madvise` and MAP_POPULATE would keep the interpreter's lock: 0.3 s a GB in which the daemon says nothing.
+    for start in range(0, len(view), _STRIDE):
+        size = min(_STRIDE, len(view) - start)
+        where = ctypes.addressof(ctypes.c_char.from_buffer(view, start))
+        if _libc.madvise(ctypes.c_void_p(where), ctypes.c_size_t(size), _POPULATE_WRITE) != 0:
+            return
 
 
 def map_file(path: Path, size: int, *, write: bool) -> mmap.mmap:
@@ -83,8 +97,7 @@ def map_file(path: Path, size: int, *, write: bool) -> mmap.mmap:
         if found != size or size <= 0:
             raise CorruptionError(f"{path} has {found} bytes, expected {size}; it is treated as lost")
         access = mmap.PROT_READ | (mmap.PROT_WRITE if write else 0)
-        flags = mmap.MAP_SHARED | (getattr(mmap, "MAP_POPULATE", 0) if write else 0)
-        return mmap.mmap(descriptor, size, flags=flags, prot=access)
+        return mmap.mmap(descriptor, size, flags=mmap.MAP_SHARED, prot=access)
     finally:
         os.close(descriptor)
 

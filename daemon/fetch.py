@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from queue import Empty, LifoQueue
 
+from ckptd.ckpt import shm
 from ckptd.ckpt.config import Config
 from ckptd.ckpt.errors import CkptdError, CorruptionError, Unrecoverable
 from ckptd.ckpt.groups import group_of, groups_in
@@ -71,6 +72,7 @@ class Fetcher:
         tried: list[str] = []
         for report, held in holders(ledger, table.version, image):
             try:
+                shm.touch(into)
                 damaged = self._symbols.range(ledger, report.node, _all_of(table.version, image), into)
                 if damaged:
                     self.decode(ledger, table.version, image, into, sorted(damaged))
@@ -145,6 +147,7 @@ class Fetcher:
                 before[1].release()
 
     def _finish(self, window: _Window, batch: _Batch, unwilling: set[int]) -> None:
+        shm.touch(window.out)  # while the bytes come
         count, size = _pieces_in(window.out), len(window.out)
         if size == count * PIECE:
             self._decode(window, window.out, batch, unwilling, frozenset())
@@ -219,8 +222,9 @@ class Fetcher:
         try:
             sums: list[int] = []
             for offset, batch in self._ahead(stripe, units):
-                data = batch.whole()
                 target = view[offset * PIECE : (offset + batch.count) * PIECE]
+                shm.touch(target)  # while the bytes come
+                data = batch.whole()
                 with self._throttle.work():
                     group.code.encode(data, [parity.row], [target])
                     sums += sums_of(target)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ckptd.ckpt import shm
 from ckptd.ckpt.client import Found
 from ckptd.ckpt.config import Config
 from ckptd.ckpt.errors import CkptdError, CorruptionError, StorageError, Unrecoverable
@@ -62,7 +63,7 @@ class Jobs:
 
     def _rebuild_one(self, effect: ev.Rebuild, image: Image, slot: ev.SlotId) -> ev.FoundSlot:
         table = effect.table
-        path = self._segments.file_for(slot, image.size)
+        path = self._segments.file_for(slot, image.size, shm.reserve_file)
         view = self._segments.writable(path, image.size)
         brought = self._fetcher.image(effect.ledger, table, image.rank, view)
         # A copy of what a peer holds is as good as one's own; only what was decoded counts as parity's work.
@@ -176,7 +177,9 @@ class Jobs:
         with self.progress.of("gather", sum(image.size for image in step.manifest.images)) as add:
             for image in step.manifest.images:
                 path = self._segments.restored.directory_of(step.manifest.version) / file_name(image.rank)
-                self._storage.read(step, image.rank, self._segments.restored.make(path, image.size), add)
+                view = self._segments.restored.make(path, image.size)
+                shm.touch(view)
+                self._storage.read(step, image.rank, view, add)
                 found.append(Found(image.rank, path, image.size, "storage"))
         return found
 

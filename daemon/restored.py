@@ -20,9 +20,9 @@ class Restored:
         return shm.private_dir(self._directory / _name(version))
 
     def make(self, path: Path, size: int) -> memoryview:
-        """A new file below `directory_of` and its writable view. Raises MemoryBudgetError."""
+        """A new file below `directory_of` and its writable view, not touched yet. Raises MemoryBudgetError."""
         path.unlink(missing_ok=True)
-        shm.make_file(path, size)
+        shm.reserve_file(path, size)
         return memoryview(shm.map_file(path, size, write=True))
 
     def release(self, version: Version) -> None:

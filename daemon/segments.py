@@ -40,6 +40,8 @@ from ckptd.daemon.restored import Restored
 
 log = logging.getLogger(__name__)
 
+Make = Callable[[Path, int], None]
+
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
@@ -163,8 +165,8 @@ class Segments:
             with self._lock:
                 self._spare.append((name, size))
 
-    def file_for(self, slot: SlotId, size: int) -> Path:
-        """The slot's file, of exactly `size` bytes: the one it has, a spare one, or a new one. Raises MemoryBudgetError."""
+    def file_for(self, slot: SlotId, size: int, make: Make = shm.make_file) -> Path:
+        """The slot's file, of exactly `size` bytes: its own, a spare, or what `make` makes. Raises MemoryBudgetError."""
         with self._lock:
             name, found = self._assigned.get(slot, ("", -1))
             if found == size and (self.directory / name).exists():  # somebody may have tidied up /dev/shm
@@ -174,7 +176,7 @@ class Segments:
                 (self.directory / name).unlink(missing_ok=True)
             name = self._take_spare(f"rank-{slot.rank:05d}.", size) or ""
         if not name:
-            name = self._make(f"rank-{slot.rank:05d}.{secrets.token_hex(4)}.safetensors", size)
+            name = self._make(f"rank-{slot.rank:05d}.{secrets.token_hex(4)}.safetensors", size, make)
         with self._lock:
             self._assigned[slot] = (name, size)
         return self.directory / name
@@ -212,7 +214,7 @@ class Segments:
             (self.directory / file[0]).unlink(missing_ok=True)
 
     def writable(self, path: Path, size: int) -> memoryview:
-        """A writable view of a slot's file, for a rebuild."""
+        """A writable view of a slot's file, not touched, for a rebuild."""
         return memoryview(shm.map_file(path, size, write=True))
 
     def slot_entries(self) -> list[tuple[FoundSlot, Stretch]]:
@@ -259,11 +261,11 @@ class Segments:
     # ---- parities ---------------------------------------------------------------------------------
 
     def new_parity(self, size: int) -> tuple[str, memoryview]:
-        """A file of `size` bytes for a parity, and its writable view. It holds nothing until `record_parity`."""
+        """A file of `size` bytes for a parity and its untouched writable view. It holds nothing until `record_parity`."""
         with self._lock:
             name = self._take_spare("parity.", size)
         if name is None:
-            name = self._make(f"parity.{secrets.token_hex(4)}.bin", size)
+            name = self._make(f"parity.{secrets.token_hex(4)}.bin", size, shm.reserve_file)
         return name, memoryview(shm.map_file(self.directory / name, size, write=True))
 
     def record_parity(
@@ -361,7 +363,7 @@ class Segments:
 
     # ---- files --------------------------------------------------------------------------------------
 
-    def _make(self, name: str, size: int) -> str:
+    def _make(self, name: str, size: int, make: Make = shm.make_file) -> str:
         if self._budget:
             used = sum(self.usage().values())
             if used + size > self._budget:
@@ -369,7 +371,7 @@ class Segments:
                     f"slots and parities take {used} bytes and {size} more are needed, the budget is {self._budget}; "
                     "raise memory_bytes or use fewer slots"
                 )
-        shm.make_file(self.directory / name, size)
+        make(self.directory / name, size)
         return name
 
     def _take_spare(self, prefix: str, size: int) -> str | None:
