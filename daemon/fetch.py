@@ -76,12 +76,13 @@ class Fetcher:
                 damaged = self._symbols.range(ledger, report.node, _all_of(table.version, image), into)
                 if damaged:
                     self.decode(ledger, table.version, image, into, sorted(damaged))
-                return Brought("parity" if damaged else self._rung(report, held), _checked(table.version, image, into))
+                rung: Rung = "parity" if damaged else self._rung(report, held)
+                return Brought(rung, _checked(table.version, image, sums_of(into)))
             except CkptdError as error:
                 tried.append(str(error))
         try:
-            self.decode(ledger, table.version, image, into, range(image.pieces))
-            return Brought("parity", _checked(table.version, image, into))
+            sums = self.decode(ledger, table.version, image, into, range(image.pieces))
+            return Brought("parity", _checked(table.version, image, sums))
         except CkptdError as error:
             raise Unrecoverable(f"rank {rank} of {table.version}: {'; '.join([*tried, str(error)])}") from error
 
@@ -89,8 +90,10 @@ class Fetcher:
         own = report.node == self._config.node
         return held.origin if held.origin != "captured" else ("own" if own else "peer")
 
-    def decode(self, ledger: Ledger, version: Version, image: Image, into: memoryview, pieces: Sequence[int]) -> None:
-        """Decode some pieces (ascending) of an image from any k symbols of each stripe that they lie in.
+    def decode(
+        self, ledger: Ledger, version: Version, image: Image, into: memoryview, pieces: Sequence[int]
+    ) -> list[int]:
+        """Decode some pieces (ascending) of an image from any k symbols of each stripe that they lie in; return their sums.
 
         `into` has room for the whole image. Raises Unrecoverable when too few symbols can be read under every table.
         """
@@ -99,11 +102,9 @@ class Fetcher:
             if not is_complete(table) or table.holder(image.rank)[1] != image:
                 continue
             try:
-                self._decode_windows(self._windows(ledger, table, image, into, pieces))
+                return self._decode_windows(self._windows(ledger, table, image, into, pieces))
             except CkptdError as error:
                 reasons.append(str(error))
-            else:
-                return
         raise Unrecoverable("; ".join(reasons) or f"no parity of {version} is known")
 
     def _windows(
@@ -128,30 +129,32 @@ class Fetcher:
                 yield _Window(stripe, group.layout.symbol_of(position, number), offset, out)
                 done += part
 
-    def _decode_windows(self, windows: Iterable[_Window]) -> None:
-        """Decode one window while the symbols of the next one come."""
-        unwilling: set[int] = set()
+    def _decode_windows(self, windows: Iterable[_Window]) -> list[int]:
+        """Decode and sum one window while the symbols of the next one come. Returns the sums of all pieces."""
+        unwilling, sums = set[int](), list[int]()
         before: tuple[_Window, _Batch] | None = None
         try:
             for window in windows:
                 symbols = self._candidates(window, unwilling)[: window.stripe.group.layout.k]
                 after = window, self._begin(window.stripe, symbols, window.offset, _pieces_in(window.out))
                 if before:
-                    self._finish(*before, unwilling)
+                    sums += self._finish(*before, unwilling)
                 before = after
             if before:
-                self._finish(*before, unwilling)
+                sums += self._finish(*before, unwilling)
                 before = None
         finally:
             if before:
                 before[1].release()
+        return sums
 
-    def _finish(self, window: _Window, batch: _Batch, unwilling: set[int]) -> None:
+    def _finish(self, window: _Window, batch: _Batch, unwilling: set[int]) -> list[int]:
+        """Decode a window and return the sums of its pieces, while they are in the processor's cache."""
         shm.touch(window.out)  # while the bytes come
         count, size = _pieces_in(window.out), len(window.out)
         if size == count * PIECE:
             self._decode(window, window.out, batch, unwilling, frozenset())
-            return
+            return sums_of(window.out)
         (buffer,) = self._buffers.take(1)
         try:
             target = memoryview(buffer)[: count * PIECE]
@@ -159,6 +162,7 @@ class Fetcher:
             window.out[:] = target[:size]
         finally:
             self._buffers.give([buffer])
+        return sums_of(window.out)
 
     def _decode(
         self, window: _Window, out: memoryview, batch: _Batch, unwilling: set[int], damaged: frozenset[int]
@@ -327,8 +331,7 @@ def _all_of(version: Version, image: Image) -> Range:
     return Range(version, image, 0, image.pieces)
 
 
-def _checked(version: Version, image: Image, into: memoryview) -> list[int]:
-    sums = sums_of(into)
+def _checked(version: Version, image: Image, sums: list[int]) -> list[int]:
     if digest_of(sums, image.size) != image.digest:
         raise CorruptionError(f"rank {image.rank} of {version}: what was brought fails the image's digest")
     return sums
