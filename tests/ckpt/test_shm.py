@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import stat
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from tests.cluster import shm_dir
 
 from ckptd.ckpt import shm
 from ckptd.ckpt.errors import AccessError, CorruptionError, MemoryBudgetError
@@ -44,6 +46,30 @@ def test_files_have_their_size_and_nobody_elses_eyes(tmp_path: Path) -> None:
         status = path.stat()
         assert (status.st_size, stat.S_IMODE(status.st_mode)) == (size, 0o600)
         assert status.st_blocks * 512 >= size
+
+
+def test_a_touched_window_takes_no_faults_when_it_is_written() -> None:
+    """Touching part of a reserved file faults in that part and changes no byte of it."""
+    with shm_dir() as folder:
+        shm.reserve_file(folder / "file", 8 * MIB)
+        with shm.map_file(folder / "file", 8 * MIB, write=True) as pages, memoryview(pages) as view:
+            view[2 * MIB] = 7
+            with view[2 * MIB : 6 * MIB] as window:
+                shm.touch(window)
+                source = b"x" * (4 * MIB - 1)
+                before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+                window[1:] = source
+                faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+                assert window[0] == 7
+    assert faults < 100, "1024 pages were touched"
+
+
+def test_touching_memory_that_is_no_mapping_is_harmless() -> None:
+    """A view that does not begin at a page is left as it is."""
+    buffer = bytearray(b"x" * MIB)
+    shm.touch(memoryview(buffer)[1:])
+    shm.touch(memoryview(buffer)[:0])
+    assert buffer == b"x" * MIB
 
 
 def test_a_file_is_never_made_over_another(tmp_path: Path) -> None:
