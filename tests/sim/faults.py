@@ -73,10 +73,9 @@ class Faults:
     def _fuse(self) -> None:
         """The daemon dies between two effects, some time soon."""
         host = self._some_host()
-        self.world.fuse = (host, self.rng.randrange(40))
-        self._unrest(1.0)
         lasts = self.rng.uniform(0.05, 2.0)
-        self.world.at(1.0, lambda: self._boot_later(host, lasts))
+        self.world.fuse = (host, self.rng.randrange(40))
+        self.world.burnt = lambda: self._boot_later(host, lasts)
 
     def _pause(self) -> None:
         """The daemon is stopped for a while, or its clock jumps ahead."""

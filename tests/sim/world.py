@@ -77,6 +77,8 @@ class World:
         self.trace: list[Entry] = []
         self.fuse: tuple[int, int] | None = None
         """(node, effects left): the daemon dies between two of its effects."""
+        self.burnt: Callable[[], None] = lambda: None
+        """What happens when the fuse has burnt."""
         self.events = 0
         self.hands = Hands(self)
 
@@ -219,6 +221,7 @@ class World:
                 self.fuse = (host.index, self.fuse[1] - 1) if self.fuse[1] else None
                 if self.fuse is None:
                     self.crash(host.index)
+                    self.burnt()
             if host.node is not node:
                 break
             self.hands.perform(host, effect)
