@@ -7,6 +7,7 @@ a damaged piece is one more erasure of its stripe, and no reason to give up the 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -37,6 +38,19 @@ class Brought:
 
     rung: Rung
     sums: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What making parities took: seconds of waiting for bytes and of encoding and summing, and the bytes that were read."""
+
+    waited_s: float = 0.0
+    coded_s: float = 0.0
+    read_bytes: int = 0
+
+    def __add__(self, more: Spent) -> Spent:
+        waited, coded = self.waited_s + more.waited_s, self.coded_s + more.coded_s
+        return Spent(waited, coded, self.read_bytes + more.read_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,8 +229,8 @@ class Fetcher:
 
     # ---- parities -------------------------------------------------------------------------------------
 
-    def make_parity(self, ledger: Ledger, table: Table, parity: Parity) -> None:
-        """Read the stripe's k data segments, encode one parity row, place it and write its record.
+    def make_parity(self, ledger: Ledger, table: Table, parity: Parity) -> Spent:
+        """Read the stripe's k data segments, encode one parity row, place it and write its record; return what it took.
 
         Raises CkptdError when a data segment can't be read; nothing is recorded then.
         """
@@ -224,15 +238,19 @@ class Fetcher:
         stripe, units = Stripe(ledger, table, group, parity.stripe), group.units(table)
         name, view = self._segments.new_parity(units * PIECE)
         try:
-            sums: list[int] = []
+            sums, spent = list[int](), Spent()
             for offset, batch in self._ahead(stripe, units):
                 target = view[offset * PIECE : (offset + batch.count) * PIECE]
                 shm.touch(target)  # while the bytes come
+                asked = time.monotonic()
                 data = batch.whole()
+                came = time.monotonic()
                 with self._throttle.work():
                     group.code.encode(data, [parity.row], [target])
                     sums += sums_of(target)
+                spent += Spent(came - asked, time.monotonic() - came, len(data) * len(target))
             self._segments.record_parity(name, parity, table, group.code.rows, sums)
+            return spent
         except (CkptdError, OSError):
             self._segments.abandon_parity(name, units * PIECE)
             raise

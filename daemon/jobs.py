@@ -15,7 +15,7 @@ from ckptd.ckpt.pieces import piece_sum
 from ckptd.ckpt.recovery import Rung, is_complete, survey
 from ckptd.ckpt.storage import Step, Storage
 from ckptd.daemon import events as ev
-from ckptd.daemon.fetch import Fetcher
+from ckptd.daemon.fetch import Fetcher, Spent
 from ckptd.daemon.progress import Add, Progress
 from ckptd.daemon.segments import Segments, Stretch
 
@@ -38,17 +38,18 @@ class Jobs:
         return ev.Recorded(effect.slot, effect.version, effect.world, image)
 
     def make_parity(self, effect: ev.MakeParity) -> ev.ParityMade:
-        made, reasons = [], []
+        made, reasons, spent = [], [], Spent()
         for parity in effect.parities:
             try:
                 standing = self._segments.parity(parity)
                 # A suspect one may have been made anew since it was found damaged.
                 if standing is None or self._segments.check(standing) != []:
-                    self._fetcher.make_parity(effect.ledger, effect.table, parity)
+                    spent += self._fetcher.make_parity(effect.ledger, effect.table, parity)
                 made.append(parity)
             except (CkptdError, OSError) as error:
                 reasons.append(str(error))
-        return ev.ParityMade(effect.table, tuple(made), "; ".join(reasons))
+        took = (spent.waited_s, spent.coded_s, spent.read_bytes)
+        return ev.ParityMade(effect.table, tuple(made), "; ".join(reasons), *took)
 
     def rebuild(self, effect: ev.Rebuild) -> ev.Rebuilt:
         found, reasons = [], []
