@@ -7,13 +7,14 @@ pieces of 256 KiB, one row of the codec encoded and one symbol decoded in window
     seal, a GB of payload:    sum + m (send + receive + sum) + m encode + m/k sum
                               the capture's sums; m parities are made, each from k segments, which are a payload's bytes,
                               sent, received, checked on arrival and read by the codec; the parities' own sums
-    rebuild, a GB rebuilt:    k (send + receive + sum) + decode + sum
-                              k symbols arrive for each that is lost; the whole image is checked at the end
+    rebuild, a GB rebuilt:    k (send + receive + sum) + decode + sum + touch
+                              k symbols arrive for each that is lost; the whole image is checked at the end; the memory
+                              of a replacement is new, and the first touch of a page (`touch`: a file on the tmpfs made and
+                              faulted in) costs several times its copy
 
 `encode` is for a GB that is *read*, `decode` for a GB that is *restored*, for which it reads k. Sender and receiver share
 the cores here, so the time is at the least the greater of CPU seconds / cores and bytes sent / the rate of the bare loop.
-Not in it: a copy, as nothing has to be copied; the first touch of new memory (`touch`: a file on the tmpfs made and faulted
-in), which a replacement pays once; and what daemons say to each other while nothing happens.
+Not in it: a copy, as nothing has to be copied; and what daemons say to each other while nothing happens.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ class Costs:
 
     def rebuild_receiver_cpu(self, k: int) -> float:
         """CPU seconds of the node that gets a GB back."""
-        return k * (self.receive + self.sum) + self.decode + self.sum
+        return k * (self.receive + self.sum) + self.decode + self.sum + self.touch
 
     def rebuild_senders_cpu(self, k: int) -> float:
         """CPU seconds of all others together, for a GB that is rebuilt."""

@@ -60,6 +60,7 @@ def _placed(
     return place(members, dict(domains), parity=parity, size=size)
 
 
+@lru_cache(maxsize=4096)
 def parities_of(table: Table, node: int) -> tuple[Parity, ...]:
     """The parities that a node owes under a table; none where its group has nothing to protect."""
     group = group_of(table.map, node)

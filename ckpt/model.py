@@ -101,6 +101,9 @@ class Table:
     payloads: tuple[Payload, ...]
     map: GroupMap = field(default_factory=GroupMap)
 
+    def __hash__(self) -> int:
+        return hash(self.name)  # computed once: tables are keys of caches, and have many fields
+
     @cached_property
     def name(self) -> str:
         """What parities and messages call this very table: 32 hexadecimal digits."""

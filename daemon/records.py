@@ -16,7 +16,11 @@ from typing import Any
 
 from ckptd.ckpt.config import Config
 from ckptd.ckpt.errors import AccessError, CorruptionError
+from ckptd.ckpt.groups import parities_of
+from ckptd.ckpt.inventory import Parity
+from ckptd.ckpt.model import Table
 from ckptd.ckpt.strict import is_count, json_object, short
+from ckptd.ckpt.tables import nodes_in
 
 SLOT_FILE = re.compile(r"rank-(\d{5,7})\.[0-9a-f]{8}\.safetensors")
 PARITY_FILE = re.compile(r"parity\.[0-9a-f]{8}\.bin")
@@ -76,6 +80,12 @@ def claim(directory: Path, owner: Owner) -> None:
         )
     if found != owner:
         write_record(path, {"format": FORMAT, **asdict(owner)})
+
+
+def check_kept(parity: Parity, table: Table, owner: Owner) -> None:
+    """Raise CorruptionError unless a parity that was found is its node's to keep."""
+    if max(nodes_in(table)) >= owner.nodes or parity not in parities_of(table, owner.node):
+        raise CorruptionError(f"{parity} is not this node's to keep; made when the job had other nodes")
 
 
 def _owner_in(path: Path) -> Owner:

@@ -18,7 +18,6 @@ from pathlib import Path
 
 from ckptd.ckpt import shm, tables
 from ckptd.ckpt.errors import AccessError, CorruptionError, MemoryBudgetError
-from ckptd.ckpt.groups import parities_of
 from ckptd.ckpt.inventory import ORIGINS, Origin, Parity
 from ckptd.ckpt.model import PIECE, Image, Table, Version
 from ckptd.ckpt.pieces import digest_of, piece_sum, sums_of
@@ -29,6 +28,7 @@ from ckptd.daemon.records import (
     SLOT_FILE,
     SLOT_RECORD,
     Owner,
+    check_kept,
     checked_name,
     claim,
     is_ours,
@@ -77,6 +77,8 @@ class Segments:
         self._assigned: dict[SlotId, tuple[str, int]] = {}
         self._spare: list[tuple[str, int]] = []
         """Files that hold nothing: (name, size). A slot's file is only given to the same rank again."""
+        self._views: dict[str, memoryview] = {}
+        """Mappings of slots' files, which are used again and again: a new one costs a fault for each page."""
         self._slots: dict[SlotId, _Slot] = {}
         self._parities: dict[Parity, _ParityEntry] = {}
         self.on_damage: Callable[[Damaged | ParityDamaged], None] = lambda _: None
@@ -187,7 +189,10 @@ class Segments:
         """Sum the slot's pieces, unless `sums` are known, and write its record: from now on it holds the image."""
         with self._lock:
             name, size = self._assigned[slot]
-        view = memoryview(shm.map_file(self.directory / name, size, write=False))
+            in_use = {name for name, _ in self._assigned.values()}
+            self._views = {name: view for name, view in self._views.items() if name in in_use}
+            view = self._views.get(name) or memoryview(shm.map_file(self.directory / name, size, write=False))
+            self._views[name] = view
         sums = sums_of(view) if sums is None else sums
         image = Image(slot.rank, size, digest_of(sums, size))
         found = FoundSlot(slot, version, world, image, origin)
@@ -209,9 +214,9 @@ class Segments:
     def retire(self, slot: SlotId) -> None:
         """Take the slot's file away; whoever still has it mapped writes to nobody's memory. The next one is made anew."""
         with self._lock:
-            file = self._assigned.pop(slot, None)
-        if file:
-            (self.directory / file[0]).unlink(missing_ok=True)
+            name, _ = self._assigned.pop(slot, ("", 0))
+        if name:
+            (self.directory / name).unlink(missing_ok=True)
 
     def writable(self, path: Path, size: int) -> memoryview:
         """A writable view of a slot's file, not touched, for a rebuild."""
@@ -312,11 +317,6 @@ class Segments:
         where = f"parity-{parity.group:03d}-{parity.stripe:03d}-{parity.row:02d}"
         return self.directory / f"{where}.e{parity.version.epoch}.s{parity.version.step}.{parity.table[:8]}.json"
 
-    def _check_kept(self, parity: Parity, table: Table) -> None:
-        owner = self._owner
-        if owner and (max(tables.nodes_in(table)) >= owner.nodes or parity not in parities_of(table, owner.node)):
-            raise CorruptionError(f"{parity} is not this node's to keep; made when the job had other nodes")
-
     def _find_parity(self, path: Path) -> str:
         content = read_record(path)
         name, size = checked_name(content["file"], PARITY_FILE), tables.number("size", content["size"], tables.SIZE_MAX)
@@ -327,7 +327,8 @@ class Segments:
         table = tables.table_from_json(content["table"])
         group, stripe, row = (tables.number(key, content[key], tables.RANKS_MAX) for key in ("group", "stripe", "row"))
         parity = Parity(table.version, table.name, group, stripe, row)
-        self._check_kept(parity, table)
+        if self._owner:
+            check_kept(parity, table, self._owner)
         if path != self._parity_record(parity):
             raise CorruptionError(f"{path.name} is of {parity}")
         self._parities[parity] = _ParityEntry(name, FoundParity(parity, table), Stretch(view, sums))

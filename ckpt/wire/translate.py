@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 from google.protobuf.message import DecodeError
@@ -62,6 +63,13 @@ def _map_in(message: pb.GroupMap) -> GroupMap:
 
 
 def _table_in(message: pb.Table) -> Table:
+    return _table_of(message.SerializeToString(deterministic=True))
+
+
+@lru_cache(maxsize=256)
+def _table_of(data: bytes) -> Table:
+    """Every letter repeats the same few tables: each is read and checked once, and stays one object with one name."""
+    message = pb.Table.FromString(data)
     payloads = tuple(Payload(p.node, tuple(_image_in(image) for image in p.images)) for p in message.payloads)
     world = number("world", message.world, RANKS_MAX)
     return check_table(Table(version_in(message.version), world, payloads, _map_in(message.map)))
