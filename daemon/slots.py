@@ -36,6 +36,7 @@ class Slots:
 
     def __init__(self, config: Config, ranks: Ranks, duties: Duties) -> None:
         self.catalog = Catalog(config.slots)
+        self._node = config.node
         self.skipped = 0
         self._ranks, self._duties = ranks, duties
         self._changed = False
@@ -146,7 +147,9 @@ class Slots:
         if ledger is None or sealed is None:
             return []
         pinned, here = self._duties.pinned(ledger, known.part), {rank for rank, _ in self._ranks}
-        elsewhere = {rank for report in ledger.reports for rank, _ in report.ranks} - here
+        # Not what this node said itself: after a restart that is of the daemon before, and its trainers come back.
+        others = (report for report in ledger.reports if report.node != self._node)
+        elsewhere = {rank for report in others for rank, _ in report.ranks} - here
         table = ledger.table(sealed)
         effects: list[ev.Effect] = []
         for slot, held in list(self.catalog.holding()):

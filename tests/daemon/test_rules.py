@@ -232,6 +232,16 @@ def test_old_images_of_ranks_that_live_elsewhere_make_room(
     node.check_invariants()
 
 
+def test_a_restarted_daemon_keeps_what_its_trainers_come_back_for() -> None:
+    """The collector's newest word of this node is of the daemon before: its trainers are not elsewhere."""
+    found = tuple(ev.FoundSlot(ev.SlotId(1, n), v, 2, image(1), "captured") for n, v in enumerate((V1, V2)))
+    node = Node(PAIR, "boot")
+    node.handle(ev.Scanned(found, (), 1, V2), 0.0)
+    before = replace(node.report(), boot="the one before", ranks=((1, 7),))
+    node.handle(ev.LedgerCame(Ledger(0, "x", 1, nodes=2, map=PAIR.whole_map, sealed=V2, reports=(before,))), 0.1)
+    assert {held.version for _, held in node.catalog.holding()} == {V1, V2}
+
+
 # ---- slots that fill up ---------------------------------------------------------------------------------
 
 

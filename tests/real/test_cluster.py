@@ -68,7 +68,8 @@ def test_a_daemon_killed_during_a_capture() -> None:
         cluster.restart(1)
         with pytest.raises(StaleStepError):
             cluster.ranks[1].commit(slot, torn)
-        assert cluster.gather(0, version) == ["own", "peer"]
+        # Until node 0 has heard where the new daemon serves, it decodes.
+        until(lambda: cluster.gather(0, version) == ["own", "peer"], "node 1 serves again")
         assert cluster.gather(1, version) == ["peer", "own"]
         cluster.capture(3)
 
