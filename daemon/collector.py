@@ -62,7 +62,8 @@ class Collector:
             return False
         self._seqs[run] = report.seq
         self._seen[report.node] = (report, now)
-        return True
+        # A heartbeat that repeats what was said needs no ledger at once: else n nodes would make n ledgers a heartbeat.
+        return known is None or replace(known[0], seq=report.seq) != report
 
     def follow(self, ledger: Ledger) -> None:
         """Another collector leads: keep what it has announced, so that a successor does not do it all again."""

@@ -24,10 +24,13 @@ class Decisions:
 
     def __init__(self, config: Config, boot: str) -> None:
         self._config, self._boot = config, boot
+        self.asked = 0
+        """How many questions there were."""
         self._waiting: list[tuple[ev.DecideAsked, int]] = []
 
     def ask(self, event: ev.DecideAsked, seq: int) -> None:
         """Remember a question, which needs a ledger that has seen this node's report `seq`."""
+        self.asked += 1
         self._waiting.append((event, seq))
 
     def abandon(self, rank: int) -> list[ev.Effect]:

@@ -103,6 +103,7 @@ class Node:
             part=self.part,
             sealed=self.sealed,
             persisted=self.persisted,
+            questions=self.decisions.asked,
             domain=self.config.domain,
             scanned=self.scanned,
         )

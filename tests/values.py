@@ -90,6 +90,7 @@ def reports(node: st.SearchStrategy[int]) -> st.SearchStrategy[Report]:
         sealed=maybe_version,
         persisted=maybe_version,
         domain=st.just("") | domains,
+        questions=st.integers(0, 2**53 - 1),
         scanned=st.booleans(),
     )
 

@@ -112,6 +112,7 @@ def _report_out(report: Report) -> pb.Report:
         tables=[_table_out(table) for table in report.tables],
         sealed=version_out(report.sealed),
         persisted=version_out(report.persisted),
+        questions=report.questions,
         domain=report.domain,
         scanned=report.scanned,
     )
@@ -149,6 +150,7 @@ def _report_in(message: pb.Report) -> Report:
         part=part,
         sealed=_maybe(message, "sealed"),
         persisted=_maybe(message, "persisted"),
+        questions=number("questions", message.questions, STEP_MAX),
         domain=check_domain(message.domain, "domain") if message.domain else "",
         scanned=message.scanned,
     )

@@ -35,6 +35,7 @@ REPORT = Report(
     part=Part(V, (IMAGE,)),
     sealed=Version(1, 3),
     persisted=Version(1, 4),
+    questions=6,
     domain="rack-9",
     scanned=False,
 )
