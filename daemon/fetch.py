@@ -27,7 +27,11 @@ from ckptd.daemon.throttle import Throttle
 from ckptd.daemon.transport import Range, Transport
 
 WINDOW = 32
-"""Pieces of each symbol that are read and coded at a time: 8 MiB. Two windows of k symbols are in memory, no more."""
+"""Pieces of each symbol that are read and coded at a time: 8 MiB. Two windows of k symbols are in memory, no more.
+
+Measured (benchmarks.protect, 4+2 and 6+2, CPU of sealing beside the floor): 4 MiB 1.37 and 1.44, 8 MiB 1.15 and 1.24,
+16 MiB 1.06 and 1.15, at 34 and 51, 66 and 99, 130 and 195 MiB a daemon. A rebuild takes as long with each of them.
+"""
 READERS = 32
 """Threads that wait for bytes: two windows of a group of sixteen."""
 
