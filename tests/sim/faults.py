@@ -134,7 +134,10 @@ class Faults:
         self.world.run(6.0, lambda: any(host.node and host.node.ledger and host.node.ledger.left for host in nodes))
 
     def _may_lose(self, index: int) -> bool:
-        """Whether the newest sealed version bears the loss, under one of its tables at least."""
+        """Whether the newest sealed version bears the loss, under the newest map that it is protected under.
+
+        Under older ones it may bear more for a moment; but their parities are on their way out.
+        """
         truth = self.world.truth
         if self.beyond:
             return True
@@ -142,7 +145,8 @@ class Faults:
             lately = {index} | {node for node in range(len(self.world.hosts)) if self._is_late(node)}
             groups = groups_in(self.world.config(0).whole_map)
             return all(len(lately & set(group.nodes)) <= group.layout.m for group in groups)
-        return any(self._bears(table, index) for table in truth.guards(truth.sealed))
+        guards = truth.guards(truth.sealed)
+        return bool(guards) and self._bears(guards[0], index)
 
     def _bears(self, table: Table, index: int) -> bool:
         for group in groups_in(table.map):
