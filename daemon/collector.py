@@ -185,7 +185,9 @@ class Collector:
         reached = (
             version
             for version, tables in known.items()
-            if (sealed is None or version > sealed) and any(_is_safe(facts, table) for table in tables)
+            if (sealed is None or version > sealed)
+            # Under an older map it may bear fewer losses than it should: one of a node alone has no parity.
+            and any(table.map == facts.map and _is_safe(facts, table) for table in tables)
         )
         self._sealed = newest(sealed, *reached)
 

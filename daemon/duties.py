@@ -238,13 +238,16 @@ class Duties:
             return [_failure("remove_failed", event.version, event.reason)]
         return [ev.Note("removed", (("epoch", event.version.epoch), ("step", event.version.step)))]
 
-    def parity_damaged(self, parity: Parity) -> list[ev.Effect]:
-        """Pieces of it no longer match: `work` makes it anew, in another file."""
+    def parity_damaged(self, parity: Parity, sealed: Version | None) -> list[ev.Effect]:
+        """Pieces of it no longer match: `work` makes it anew, in another file. No seal to come may count on it."""
         if parity not in self._parities or parity in self._suspect:
             return []
-        self._suspect.add(parity)
         fields = (("epoch", parity.version.epoch), ("step", parity.version.step), ("stripe", parity.stripe))
-        return [ev.Note("parity_damaged", fields)]
+        damaged = ev.Note("parity_damaged", fields)
+        if sealed is None or parity.version > sealed:
+            return [*self._drop([parity]), damaged]
+        self._suspect.add(parity)
+        return [damaged]
 
     def repair(self, event: ev.Damaged, held: Held, ledger: Ledger | None, now: float) -> list[ev.Effect] | None:
         """Have an image's damaged pieces decoded; None when there is no parity to do it with.

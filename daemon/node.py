@@ -322,7 +322,7 @@ class Node:
 
     def _on_parity_damaged(self, event: ev.ParityDamaged, now: float) -> list[ev.Effect]:
         self._changed = True
-        return self.duties.parity_damaged(event.parity)
+        return self.duties.parity_damaged(event.parity, self.sealed)
 
     def check_invariants(self) -> None:
         """What must hold after every event; called by tests and simulation."""

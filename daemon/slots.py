@@ -165,6 +165,8 @@ class Slots:
         state = self.catalog.state(event.slot)
         if not isinstance(state, Holding) or not self._owns(event.slot, event.version, Holding):
             return []
+        if known.sealed is None or event.version > known.sealed:
+            return self._lose(event.slot, state.held)  # what is damaged must not be counted on by a seal to come
         repair = self._duties.repair(event, state.held, known.ledger, now)
         return self._lose(event.slot, state.held) if repair is None else repair
 

@@ -298,11 +298,11 @@ def test_a_collector_that_was_restarted_takes_the_map_from_the_parities() -> Non
 
 
 def test_other_settings_make_another_map() -> None:
-    """All daemons were restarted with two parities: the map that is found was made for one."""
+    """All daemons were restarted with two parities: the map that is found was made for one, and seals nothing any more."""
     subject = collector(parity=2)
     facts = told(subject, 0.0, *(report(node, held(node), kept=(table(),)) for node in range(4)))
     assert facts.map == map_of(2, range(4), parity=2, size=8)
-    assert (facts.sealed, facts.shielded, facts.protect) == (V1, None, V1)
+    assert (facts.sealed, facts.shielded, facts.protect) == (None, None, V1)
 
 
 # ---- what a node does with it -------------------------------------------------------------------------
