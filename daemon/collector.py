@@ -22,7 +22,7 @@ from ckptd.ckpt.recovery import (
     moved,
     sources_for,
     tables_of,
-)  # fmt: skip
+)
 
 TABLES_MAX = 4
 

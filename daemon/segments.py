@@ -35,7 +35,7 @@ from ckptd.daemon.records import (
     is_regular,
     read_record,
     write_record,
-)  # fmt: skip
+)
 from ckptd.daemon.restored import Restored
 
 log = logging.getLogger(__name__)

@@ -22,7 +22,7 @@ from ckptd.ckpt.tables import (
     check_table,
     nodes_in,
     number,
-)  # fmt: skip
+)
 from ckptd.ckpt.wire import ckptd_pb2 as pb
 
 

@@ -102,6 +102,12 @@ def forsake_too_much() -> AbstractContextManager[None]:
     return _put(recovery, "_never_sealed", never)
 
 
+@_canary
+def shield_early() -> AbstractContextManager[None]:
+    """Give up the parities of an older map before those of the newest are placed."""
+    return _put(Collector, "_is_shielded", lambda self, facts, tables: True)
+
+
 # ---- membership and epochs ---------------------------------------------------------------------------
 
 
