@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import threading
-from pathlib import Path
 
 import pytest
-from tests.payload import bytes_of
+from tests.payload import bytes_of, flip
 
 from ckptd.ckpt.model import PIECE, Version
 from ckptd.daemon.events import Damaged, ParityDamaged, SlotId
@@ -15,6 +13,7 @@ from ckptd.daemon.scrub import Scrubber
 from ckptd.daemon.segments import Segments
 from ckptd.daemon.throttle import Throttle
 
+pytestmark = pytest.mark.timeout(30)
 V1 = Version(1, 1)
 SIZE = 3 * PIECE
 
@@ -46,15 +45,3 @@ def test_an_empty_directory_is_looked_at_again(segments: Segments) -> None:
     scrubber = Scrubber(segments, Throttle(), 1000.0)
     scrubber.close()
     assert not any(thread.name == "scrub" for thread in threading.enumerate())
-
-
-def flip(path: Path, offset: int) -> None:
-    descriptor = os.open(path, os.O_RDWR)
-    try:
-        old = os.pread(descriptor, 1, offset)
-        os.pwrite(descriptor, bytes([old[0] ^ 1]), offset)
-    finally:
-        os.close(descriptor)
-
-
-pytestmark = pytest.mark.timeout(30)

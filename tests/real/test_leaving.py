@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import pytest
 from tests.cluster import Cluster, until
+from tests.payload import flip
 
 from ckptd.ckpt.model import PIECE, Version
 
@@ -71,12 +69,3 @@ def test_rot_is_found_and_repaired_in_place() -> None:
         cluster.lose(0)
         cluster.wait_lost(0)
         assert "parity" in cluster.gather(2, version, size=SIZE)
-
-
-def flip(path: Path, offset: int) -> None:
-    descriptor = os.open(path, os.O_RDWR)
-    try:
-        old = os.pread(descriptor, 1, offset)
-        os.pwrite(descriptor, bytes([old[0] ^ 1]), offset)
-    finally:
-        os.close(descriptor)
