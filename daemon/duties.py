@@ -56,11 +56,14 @@ class Duties:
         return job is not None and any(target == slot for _, target in job.slots)
 
     def pinned(self, ledger: Ledger | None, part: Part | None) -> set[Version]:
-        """Versions whose images must stay although a newer one is sealed: they are on their way to storage.
+        """Versions whose images must stay although a newer one is sealed: they are on their way to storage, or repaired.
 
-        What is written needs no slot any more, and a storage that fails must not stop the snapshots in memory.
+        What is written needs no slot any more, and a storage that fails must not stop the snapshots in memory. A repair
+        writes to its slot until it ends: whoever filled it meanwhile would have its bytes changed before they are summed.
         """
         pinned = {self._writing.job} if self._writing.job else set()
+        if self._repairing.job:
+            pinned.add(self._repairing.job.version)
         if ledger and ledger.persist and ledger.persist != self._unwritable and self._unwritten(ledger, part):
             pinned.add(ledger.persist)
         return pinned

@@ -16,7 +16,7 @@ from ckptd.ckpt.groups import parities_of
 from ckptd.ckpt.inventory import Captures, Held, Ledger, Part, Report
 from ckptd.ckpt.model import Image, Payload, Table, Version
 from ckptd.daemon import events as ev
-from ckptd.daemon.catalog import Catalog, Holding
+from ckptd.daemon.catalog import Catalog, Filling, Holding
 from ckptd.daemon.decisions import Decisions
 from ckptd.daemon.duties import Duties
 from ckptd.daemon.node import Node
@@ -208,6 +208,23 @@ def test_only_what_still_has_to_be_written_is_pinned() -> None:
     duties._writing.start(V1)
     duties.written(ev.Written(V1, (), "disk full"), 0.0)
     assert duties.pinned(ledger, None) == set()
+
+
+def test_a_slot_that_is_repaired_is_granted_to_nobody() -> None:
+    """The repair writes to it until it ends; what a trainer fills in there would be changed before it is summed."""
+    node = Node(PAIR, "boot")
+    sealed = Table(V1, 2, tuple(Payload(n, (image(n),)) for n in range(2)), PAIR.whole_map)
+    slot = ev.SlotId(PAIR.node, 0)
+    node.handle(ev.Scanned((ev.FoundSlot(slot, V1, 2, image(PAIR.node), "captured"),), (), 1, V1), 0.0)
+    facts = Ledger(0, "x", 1, nodes=2, map=PAIR.whole_map, sealed=V1, tables=(sealed,), reports=(node.report(),))
+    node._adopt(facts, 0.1)
+    effects = node.handle(ev.Damaged(slot, V1, (0,)), 0.2)
+    assert [effect.pieces for effect in effects if isinstance(effect, ev.Repair)] == [(0,)]
+    for index in range(1, PAIR.slots):
+        node.catalog.act(ev.SlotId(PAIR.node, index), "grant", Filling(V2))
+    assert node.catalog.choose(PAIR.node, V2, node.duties.pinned(facts, None)) is None
+    node.handle(ev.Repaired(slot, V1), 0.3)
+    assert node.catalog.choose(PAIR.node, V2, node.duties.pinned(facts, None)) == slot
 
 
 @pytest.mark.parametrize(("ranks", "world", "kept"), [((), 2, {V1, V2}), ((0,), 2, {V2}), ((), 1, {V2})])

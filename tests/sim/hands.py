@@ -198,18 +198,17 @@ class Hands:
 
     def _repair(self, host: Host, effect: ev.Repair) -> Steps:
         yield
-        found = host.records.get(effect.slot)
+        found, file = host.records.get(effect.slot), host.files.get(effect.slot)
         table = next((t for t in tables_of(effect.ledger).get(effect.version, ()) if is_complete(t)), None)
-        if found is None or found.version != effect.version or table is None:
+        if found is None or file is None or found.version != effect.version or table is None:
             return ev.Repaired(effect.slot, effect.version, "it is held no more")
         data = self.world.fetch(host, effect.ledger, table, effect.image.rank)
         yield
         if data is None:
             return ev.Repaired(effect.slot, effect.version, "too few symbols")
-        if host.records.get(effect.slot) is found:
-            host.files[effect.slot][:] = data
-            host.damaged = [other for other in host.damaged if other is not found]
-            self.world.truth.changed = True
+        file[:] = data  # into the mapping that it was begun with, whoever fills the slot by now
+        host.damaged = [other for other in host.damaged if other is not found]
+        self.world.truth.changed = True
         return ev.Repaired(effect.slot, effect.version)
 
     def _write(self, host: Host, effect: ev.Write) -> Steps:
