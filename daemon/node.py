@@ -179,7 +179,9 @@ class Node:
     def _on_ledger(self, event: ev.LedgerCame, now: float) -> list[ev.Effect]:
         ledger = event.ledger
         self._heard[ledger.collector] = now
-        if ledger.collector != self.collector_index(now):
+        # A collector that goes on without this node has not heard it: what is safe among those whom it hears may be less
+        # safe than what is kept here. It takes this node in as soon as it hears it.
+        if ledger.collector != self.collector_index(now) or self.config.node in ledger.left:
             return []
         known = self.ledger
         if known and known.collector == ledger.collector and known.boot == ledger.boot and ledger.seq <= known.seq:

@@ -12,7 +12,7 @@ from tests.sim.world import World
 from ckptd.ckpt.client import Decision
 from ckptd.ckpt.config import Config
 from ckptd.ckpt.errors import CkptdError, StaleStepError
-from ckptd.ckpt.groups import parities_of
+from ckptd.ckpt.groups import map_of, parities_of
 from ckptd.ckpt.inventory import Captures, Held, Ledger, Part, Report
 from ckptd.ckpt.model import Image, Payload, Table, Version
 from ckptd.daemon import events as ev
@@ -225,6 +225,23 @@ def test_a_slot_that_is_repaired_is_granted_to_nobody() -> None:
     assert node.catalog.choose(PAIR.node, V2, node.duties.pinned(facts, None)) is None
     node.handle(ev.Repaired(slot, V1), 0.3)
     assert node.catalog.choose(PAIR.node, V2, node.duties.pinned(facts, None)) == slot
+
+
+def test_a_node_takes_nothing_from_a_collector_that_goes_on_without_it() -> None:
+    """It hears who does not hear it: what is safe on that one alone is no reason to give up what is kept here."""
+    node = Node(PAIR, "boot")
+    found = ev.FoundSlot(ev.SlotId(PAIR.node, 0), V1, 2, image(PAIR.node), "captured")
+    sealed = Table(V1, 2, tuple(Payload(n, (image(n),)) for n in range(2)), PAIR.whole_map)
+    kept = tuple(ev.FoundParity(parity, sealed) for parity in parities_of(sealed, PAIR.node))
+    assert kept
+    node.handle(ev.Scanned((found,), kept, 1, V1), 0.0)
+    alone = map_of(2, [0], parity=1, size=8)
+    facts = Ledger(0, "x", 1, nodes=2, map=alone, sealed=V2, shielded=V2, reports=(Report(0, "x", 1),), lost=(1,))
+    node.handle(ev.LedgerCame(facts), 0.1)
+    assert (node.sealed, node.duties.parities()) == (V1, tuple(found.parity for found in kept))
+    taken_in = replace(facts, seq=2, map=PAIR.whole_map, reports=(Report(0, "x", 1), node.report()), lost=())
+    node.handle(ev.LedgerCame(taken_in), 0.2)
+    assert (node.sealed, node.duties.parities()) == (V2, ())
 
 
 @pytest.mark.parametrize(("ranks", "world", "kept"), [((), 2, {V1, V2}), ((0,), 2, {V2}), ((), 1, {V2})])
