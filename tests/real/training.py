@@ -15,6 +15,9 @@ from typing import Any
 import psutil
 from tests.cluster import SHM, until
 
+from ckptd.ckpt.client import Client
+from ckptd.ckpt.errors import CkptdError
+
 TINY = ("--layers=1", "--width=32", "--heads=2", "--context=32", "--batch=2", "--text-bytes=200000")
 SLOWER = ("--layers=2", "--width=96", "--heads=2", "--context=64", "--batch=8", "--text-bytes=200000")
 """Steps of some 20 ms: time enough for other processes to come and go during a short training."""
@@ -72,14 +75,36 @@ class Training:
         return str(self.events("done")[-1]["digest"])
 
     def run_until(self, step: int) -> None:
-        """Train until a step is logged, then SIGKILL the trainer."""
+        """Train until a step is captured, then SIGKILL the trainer."""
         trainer = self.start()
-        self.wait_step(step)
+        self.wait_captured(step)
         trainer.send_signal(signal.SIGKILL)
         trainer.wait()
 
     def wait_step(self, step: int) -> None:
         until(lambda: any(e["step"] >= step for e in self.events("step")), f"step {step}", 60.0)
+
+    def wait_captured(self, step: int) -> None:
+        """Wait until the daemon holds a restorable step from `step` on: training steps say nothing of captures."""
+
+        def held() -> bool:
+            newest = self.status().get("captured")
+            return newest is not None and newest["step"] >= step
+
+        until(held, f"step {step} captured", 60.0)
+
+    def status(self) -> dict[str, Any]:
+        """What the daemon says of itself; empty while it does not answer."""
+        try:
+            client = Client(self.run_dir, "t")
+        except CkptdError:
+            return {}
+        try:
+            return client.document("Status")
+        except CkptdError:
+            return {}
+        finally:
+            client.close()
 
     def events(self, kind: str, rank: int = 0) -> list[dict[str, Any]]:
         """What the current life logged."""
@@ -110,7 +135,7 @@ class Training:
         command = [sys.executable, "-m", "ckptd.daemon.cli", "serve"]
         with (self.folder / "serve.log").open("w") as log:
             self._processes.append(subprocess.Popen(command, env=self.environment, stderr=log))
-        until(lambda: self.ckptd("status").returncode == 0, "the daemon answers")
+        until(lambda: self.status().get("ready", False), "the daemon answers")
 
     def kill_daemon(self) -> None:
         pid = self.daemon_pid()
