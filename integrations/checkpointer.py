@@ -23,11 +23,12 @@ from ckptd.ckpt.client import Channel, Slot
 from ckptd.ckpt.errors import StaleStepError, StateError, UsageError
 from ckptd.ckpt.model import Version, check_job_name
 from ckptd.ckpt.settings import read
-from ckptd.integrations.capture import Capture, Plan, Wires, signature_of
+from ckptd.integrations.capture import Capture, Wires
 from ckptd.integrations.journal import Journal, OnError, Stats, logger
 from ckptd.integrations.ranks import Ranks
 from ckptd.integrations.restore import Restore, Snapshot
 from ckptd.integrations.session import Session, Ticket
+from ckptd.integrations.sources import Plan, signature_of
 from ckptd.integrations.state import Leaf, TrainingState
 
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ from ckptd.ckpt.errors import CorruptionError, StateError
 from ckptd.ckpt.image import Entry, parse
 from ckptd.ckpt.model import Version
 from ckptd.ckpt.strict import json_object
-from ckptd.integrations.capture import document_name, own_name
 from ckptd.integrations.ranks import Ranks
+from ckptd.integrations.sources import document_name, own_name
 from ckptd.integrations.state import Model, Owned, TrainingState
 from ckptd.integrations.tensors import Mapping, dtype_of, plain
 from ckptd.integrations.tree import decode

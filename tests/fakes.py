@@ -12,9 +12,10 @@ import torch
 from ckptd.ckpt.client import Attachment, Decision, Found, Slot
 from ckptd.ckpt.errors import CkptdError, StaleStepError
 from ckptd.ckpt.model import Version
-from ckptd.integrations.capture import Capture, Plan, Slots
+from ckptd.integrations.capture import Capture, Slots
 from ckptd.integrations.ranks import Ranks
 from ckptd.integrations.restore import Restore, Snapshot
+from ckptd.integrations.sources import Plan
 from ckptd.integrations.state import TrainingState
 
 ALONE = Ranks()

@@ -15,10 +15,11 @@ from ckptd.ckpt.client import Found, Slot
 from ckptd.ckpt.errors import CorruptionError
 from ckptd.ckpt.image import parse
 from ckptd.ckpt.model import Version
-from ckptd.integrations.capture import Capture, Plan, Slots, Source, Wires, Worker, signature_of
+from ckptd.integrations.capture import Capture, Slots, Wires, Worker
 from ckptd.integrations.ranks import Ranks
 from ckptd.integrations.restore import Snapshot
 from ckptd.integrations.session import Ticket
+from ckptd.integrations.sources import Plan, Source, signature_of
 from ckptd.integrations.state import Leaf
 from ckptd.integrations.tensors import plain
 
