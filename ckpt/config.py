@@ -21,7 +21,7 @@ SOON_DAYS = 30
 class Timing:
     """How the daemons keep in touch. Seconds."""
 
-    report_every_s: float = 0.25
+    report_every_s: float = 0.5
     """A node repeats its report at least this often; changes are reported at once."""
     lost_after_s: float = 2.0
     """A node that has been silent for this long counts as lost."""

@@ -39,6 +39,8 @@ class Collector:
         self._config = config
         self._boot = boot
         self._seq = 0
+        self._made: Ledger | None = None
+        """The last ledger: while nothing changes it is announced again as it is."""
         self._seen: dict[int, tuple[Report, float]] = {}
         self._seqs: dict[tuple[int, str], int] = {}
         self._leading_since: float | None = None
@@ -55,15 +57,14 @@ class Collector:
 
     def observe(self, report: Report, now: float) -> bool:
         """Take in a report; return whether it says anything new. Late and repeated ones only show that the node lives."""
-        known, run = self._seen.get(report.node), (report.node, report.boot)
-        if report.seq <= self._seqs.get(run, -1):
-            if known and known[0].boot == report.boot:
-                self._seen[report.node] = (known[0], now)
-            return False
-        self._seqs[run] = report.seq
-        self._seen[report.node] = (report, now)
-        # A heartbeat that repeats what was said needs no ledger at once: else n nodes would make n ledgers a heartbeat.
-        return known is None or replace(known[0], seq=report.seq) != report
+        known, last = self._seen.get(report.node), self._seqs.get((report.node, report.boot), -1)
+        if report.seq > last or (known is None and report.seq == last):  # what was heard before it led is forgotten
+            self._seqs[report.node, report.boot] = report.seq
+            self._seen[report.node] = (report, now)
+            return True
+        if known and known[0].boot == report.boot:
+            self._seen[report.node] = (known[0], now)
+        return False
 
     def follow(self, ledger: Ledger) -> None:
         """Another collector leads: keep what it has announced, so that a successor does not do it all again."""
@@ -93,7 +94,7 @@ class Collector:
         self._choose_persist(facts, tables)
         self._protect = self._next_to_protect(facts, tables)
         self._tables = {table.version: table for table in self._announced(tables)}
-        return replace(
+        ledger = replace(
             facts,
             sealed=self._sealed,
             shielded=self._sealed if self._is_shielded(facts, tables) else None,
@@ -102,6 +103,10 @@ class Collector:
             protect=self._protect,
             tables=tuple(self._tables.values()),
         )
+        if self._made is None or replace(ledger, seq=self._made.seq) != self._made:
+            self._seq += 1
+            self._made = ledger
+        return self._made
 
     def _facts(self, now: float) -> Ledger:
         """The reports of the live nodes, who is lost, and the map that goes with that."""
@@ -112,11 +117,10 @@ class Collector:
             else:
                 self._gone_since.pop(node, None)
         reports = tuple(report for node, (report, _) in sorted(self._seen.items()) if node not in lost)
-        self._seq += 1
         facts = Ledger(
             self._config.node,
             self._boot,
-            self._seq,
+            self._seq + 1,
             nodes=len(self._config.nodes),
             epoch=max((report.epoch for report in reports), default=0),
             reports=reports,

@@ -7,6 +7,7 @@ with real sockets and in one thread under a seed.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from ckptd.ckpt.client import Attachment
@@ -48,7 +49,7 @@ class Node:
         self._heard: dict[int, float] = {}
         self._boots: dict[int, str] = {}
         self._born: float | None = None
-        self._seq = 0
+        self._said: Report | None = None
         self._changed = True
         self._reported_at = float("-inf")
         self._handlers: dict[type, Callable[[Any, float], list[ev.Effect]]] = {
@@ -87,12 +88,12 @@ class Node:
     # ---- what the node says of itself ---------------------------------------------------------
 
     def report(self) -> Report:
-        """Everything that this node can serve, under a new sequence number."""
-        self._seq += 1
-        return Report(
+        """Everything that this node can serve: under a new sequence number when that has changed, else the same again."""
+        before = self._said
+        report = Report(
             node=self.config.node,
             boot=self.boot,
-            seq=self._seq,
+            seq=before.seq if before else 1,
             data_port=self.data_port,
             epoch=self.epoch,
             ranks=tuple((rank, trainer.pid) for rank, trainer in self.ranks),
@@ -107,6 +108,9 @@ class Node:
             domain=self.config.domain,
             scanned=self.scanned,
         )
+        if before is None or report != before:
+            before = self._said = replace(report, seq=before.seq + 1) if before else report
+        return before
 
     def collector_index(self, now: float) -> int:
         """The lowest node that this one believes to be alive: itself, or one whose ledger it heard not long ago."""
@@ -270,7 +274,7 @@ class Node:
         problem = self.ranks.is_other(0, event.pid)
         if problem:
             return [refuse(event.ticket, problem)]
-        self.decisions.ask(event, self._seq + 1)
+        self.decisions.ask(event, self._said.seq + 1 if self._said else 1)
         self._changed = True
         return []
 

@@ -49,6 +49,8 @@ Received = Callable[[Report | Ledger], None]
 class _Session:
     key: bytes
     counter: int = 0
+    read: tuple[bytes, Report | Ledger] | None = None
+    """The last letter: a heartbeat repeats it to the byte and is not read again."""
 
 
 # ---- incoming -----------------------------------------------------------------------------------
@@ -105,15 +107,18 @@ class PeerServer:
 
     def _deliver(self, body: bytes, context: grpc.ServicerContext) -> bytes:
         try:
-            self._check(body, {str(key): value for key, value in context.invocation_metadata()})
-            letter = letter_in(body, len(self._config.nodes))
+            session = self._check(body, {str(key): value for key, value in context.invocation_metadata()})
+            before = session.read
+            letter = before[1] if before and before[0] == body else letter_in(body, len(self._config.nodes))
+            session.read = body, letter
         except (AccessError, PeerError) as error:
             log.warning("letter refused: %s", error)
             context.abort(grpc.StatusCode.UNAUTHENTICATED, str(error))
         self._received(letter)
         return b""
 
-    def _check(self, body: bytes, metadata: dict[str, str | bytes]) -> None:
+    def _check(self, body: bytes, metadata: dict[str, str | bytes]) -> _Session:
+        """The session that the letter came in. Raises AccessError."""
         name, tag = metadata.get("ckptd-session"), metadata.get("ckptd-tag-bin")
         counter = str(metadata.get("ckptd-counter", ""))
         with self._lock:
@@ -125,6 +130,7 @@ class PeerServer:
             if int(counter) <= session.counter:
                 raise AccessError("a letter was repeated")
             session.counter = int(counter)
+            return session
 
 
 def _shape(config: Config) -> tuple[int, int, int]:
@@ -147,7 +153,7 @@ class _Mailbox:
         self._unknown: tuple[str, Callable[[], None]] | None = None
         self._refused = ""
         self._session: tuple[str, _Session] | None = None
-        self._waiting: dict[type, Report | Ledger] = {}
+        self._waiting: dict[type, bytes] = {}
         self._wake = threading.Condition()
         self._closing = False
         self._complaint = ""
@@ -164,9 +170,9 @@ class _Mailbox:
         )
         self._deliver = call(f"/{PEER}/Deliver", None, None)
 
-    def put(self, letter: Report | Ledger) -> None:
+    def put(self, kind: type, body: bytes) -> None:
         with self._wake:
-            self._waiting[type(letter)] = letter
+            self._waiting[kind] = body
             self._wake.notify()
 
     def vouch(self, boot: str, then: Callable[[], None]) -> None:
@@ -188,13 +194,13 @@ class _Mailbox:
                 if self._closing:
                     return
                 unknown, self._unknown = self._unknown, None
-                letters = list(self._waiting.values())
+                bodies = list(self._waiting.values())
                 self._waiting.clear()
             try:
                 if unknown:
                     self._look(*unknown)
-                for letter in letters:
-                    self._send(letter_out(letter))
+                for body in bodies:
+                    self._send(body)
             except ValueError:  # the channel was closed under the call
                 return
 
@@ -271,6 +277,7 @@ class Peers:
 
     def __init__(self, config: Config) -> None:
         self._me, self._places = config.node, Places()
+        self._written: dict[type, tuple[Report | Ledger, bytes]] = {}
         others = (node for node in range(len(config.nodes)) if node != config.node)
         self._boxes = {node: _Mailbox(config, node, self._places) for node in others}
 
@@ -286,7 +293,11 @@ class Peers:
 
     def send(self, to: int, letter: Report | Ledger) -> None:
         """Send the letter some time soon, unless a newer one of its kind overtakes it. Never blocks, never fails."""
-        self._boxes[to].put(letter)
+        kind = type(letter)
+        before = self._written.get(kind)
+        if before is None or before[0] is not letter:  # all peers get the same one, and again at each heartbeat
+            before = self._written[kind] = letter, letter_out(letter)
+        self._boxes[to].put(kind, before[1])
 
     def close(self) -> None:
         for box in self._boxes.values():

@@ -125,17 +125,18 @@ class Cluster:
 
     # ---- processes ----------------------------------------------------------------------------------
 
-    def start(self, node: int) -> None:
-        """Start the node's daemon on what its directories hold."""
+    def start(self, node: int, **settings: str) -> None:
+        """Start the node's daemon on what its directories hold, with settings of its own."""
         command = [sys.executable, *self.launcher, "serve", "--job", JOB, "--node", str(node), "-v"]
         command += ["--nodes", ",".join(self.addresses), "--parity", str(self.parity), "--slots", str(self._slots)]
         command += ["--run-dir", str(self.run_dir(node)), "--segment-dir", str(self.segments(node))]
         command += ["--storage", str(self.storage), "--persist-every", str(self._persist_every)]
         command += ["--secret-file", str(self._secret)]
         command += ["--tls-dir", str(self._tls_dir)] if self._tls_dir else []
+        own = {f"CKPTD_{name}": value for name, value in settings.items()}
         with (self._folder / f"log{node}").open("a") as log:
             self.processes[node] = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stderr=log, cwd=self._folder, env=self._environment
+                command, stdin=subprocess.DEVNULL, stderr=log, cwd=self._folder, env=self._environment | own
             )
 
     def wait_ready(self, node: int) -> None:
