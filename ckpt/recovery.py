@@ -242,7 +242,8 @@ def forsaken(ledger: Ledger) -> set[Version]:
     fill the slots of the others for ever.
 
     A node that has left does not count as silent. It may have been cut off, and may know of a seal; but a version is
-    sealed only when every owner has placed its parities, so an owner that has not is proof that it is not.
+    sealed only when every owner has placed its parities, so an owner that has not is proof that it is not: as long as it
+    still has its images, for one that has lost its memory since may have had the parities too.
     """
     if set(ledger.lost) - ledger.left or not is_settled(ledger):
         return set()
@@ -265,8 +266,13 @@ def _never_sealed(ledger: Ledger, tables: Sequence[Table]) -> bool:
 
 
 def _may_be_sealed(ledger: Ledger, table: Table) -> bool:
-    """Whether all owners that can be heard have placed their parities of it."""
-    return all(set(parities_of(table, report.node)) <= set(report.parities) for report in ledger.reports)
+    """Whether no owner that can be heard is proof that it is not: one that has its images and not its parities."""
+    for report in ledger.reports:
+        images, held = table.payload(report.node).images, {held.image for held in report.held if _of(held, table)}
+        remembers = bool(images) and held.issuperset(images)
+        if remembers and not set(parities_of(table, report.node)) <= set(report.parities):
+            return False
+    return True
 
 
 def making_way(ledger: Ledger, wanted: Version) -> set[Version]:

@@ -210,6 +210,13 @@ def test_what_can_not_be_sealed_is_forsaken_without_who_has_left(placed: tuple[i
     assert forsaken(halved(placed=placed)) == {V1}
 
 
+def test_who_has_lost_its_memory_is_no_proof() -> None:
+    """An owner that came back empty placed its parities, perhaps, before it was lost."""
+    half = halved(placed=(0,))
+    empty = replace(half.reports[1], boot="the next one", held=())
+    assert forsaken(replace(half, reports=(half.reports[0], empty))) == set()
+
+
 def test_nothing_is_forsaken_while_the_silent_ones_have_not_left() -> None:
     assert forsaken(halved(placed=(), gone=False)) == set()
 
