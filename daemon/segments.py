@@ -308,10 +308,10 @@ class Segments:
             entry = self._parities.get(parity)
         return entry.stretch if entry else None
 
-    def parity_entries(self) -> list[tuple[Parity, Stretch]]:
+    def parity_entries(self) -> list[tuple[FoundParity, Stretch]]:
         """Every parity kept here."""
         with self._lock:
-            return [(parity, entry.stretch) for parity, entry in self._parities.items()]
+            return [(entry.found, entry.stretch) for entry in self._parities.values()]
 
     def _parity_record(self, parity: Parity) -> Path:
         where = f"parity-{parity.group:03d}-{parity.stripe:03d}-{parity.row:02d}"
