@@ -31,8 +31,8 @@ def group(table: Table) -> Group:
 
 def columns(*patterns: str) -> Changes:
     """Columns of 0 and 1, one letter a symbol."""
-    found: Changes = np.array([[letter == "1" for letter in pattern] for pattern in patterns], np.bool_)
-    return found.T
+    found: Changes = np.array([[pattern[symbol] == "1" for pattern in patterns] for symbol in range(len(patterns[0]))])
+    return found
 
 
 SIZES = [5 * PIECE + 9, 6 * PIECE, 1, 3 * PIECE]
