@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,7 +31,7 @@ import psutil
 from ckptd.ckpt import shm
 from ckptd.ckpt.client import Client, Slot
 from ckptd.ckpt.errors import DaemonUnavailable
-from ckptd.ckpt.model import Version
+from ckptd.ckpt.model import PIECE, Version, pieces_of
 
 JOB, SLOTS, SHM = "bench", 2, Path("/dev/shm")  # noqa: S108 - shared memory is where snapshots are
 PATIENCE_S = 120.0
@@ -60,6 +60,8 @@ class Cluster:
         self.processes: dict[int, subprocess.Popen[bytes]] = {}
         self._ranks: dict[int, Client] = {}
         self._epoch = 0
+        self._stamps: dict[int, list[int]] = {}
+        """By node: in which step each piece has changed last."""
         self._folder = Path(tempfile.mkdtemp(prefix="ckptd-bench-"))
         self._shm = SHM / f"ckptd-bench-{os.getpid()}-{secrets.token_hex(4)}"
         self._secret = self._folder / "secret"
@@ -186,8 +188,8 @@ class Cluster:
             client.join(self._epoch)
             client.reserve(self._size)
 
-    def prepare(self, step: int) -> Filled:
-        """Fill a slot on every node."""
+    def prepare(self, step: int, changed: Callable[[int], Sequence[int]] | None = None) -> Filled:
+        """Fill a slot on every node. The pieces `changed(node)` differ from the last snapshot's; all do where it is None."""
         version = Version(self._epoch, step)
         slots = {}
         for node, client in self._ranks.items():
@@ -199,7 +201,11 @@ class Cluster:
                 for start in range(0, slot.size, len(self._image)):
                     part = view[start : start + len(self._image)]
                     part[:] = self._image[: len(part)]
-                view[:8] = (node << 32 | step).to_bytes(8, "little")
+                stamps = self._stamps.setdefault(node, [step] * pieces_of(slot.size))
+                for piece in range(len(stamps)) if changed is None else changed(node):
+                    stamps[piece] = step
+                for piece, stamp in enumerate(stamps):
+                    view[piece * PIECE : piece * PIECE + 8] = (node << 32 | stamp).to_bytes(8, "little")
             slots[node] = slot
         return Filled(version, slots)
 

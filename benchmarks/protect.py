@@ -25,7 +25,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -154,9 +154,12 @@ def _own_s() -> float:
     return float(used.user + used.system)
 
 
-def seal(cluster: Cluster, step: int, size: int) -> Seal:
-    """Capture a snapshot on every node and wait until every daemon knows that it is sealed."""
-    filled = cluster.prepare(step)
+def seal(cluster: Cluster, step: int, size: int, changed: Callable[[int], Sequence[int]] | None = None) -> Seal:
+    """Capture a snapshot on every node and wait until every daemon knows that it is sealed.
+
+    The pieces `changed(node)` differ from the last one's; all of them where it is None.
+    """
+    filled = cluster.prepare(step, changed)
     used, busy, own, started = cluster.cpu_s(), _busy_s(), _own_s(), time.time()
     at = cluster.commit(filled)
     named = {"epoch": filled.version.epoch, "step": step}

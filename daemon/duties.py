@@ -36,7 +36,7 @@ class Duties:
         self._publishing: Work[Version] = Work("publish", WRITE_RETRY_S)
         self._unwritable: Version | None = None
         self.protected: dict[str, float] = {}
-        """What the last parities took: seconds of waiting for bytes and of coding, and how many bytes were read."""
+        """What the last parities took: seconds of waiting for bytes and of coding, bytes that were read and spared."""
 
     # ---- what it has ----------------------------------------------------------------------------
 
@@ -200,7 +200,10 @@ class Duties:
         self._parities |= dict.fromkeys(event.made, event.table)
         self._suspect -= set(event.made)
         if event.made:
-            self.protected = {"waited_s": event.waited_s, "coded_s": event.coded_s, "read_bytes": event.read_bytes}
+            self.protected = {
+                "waited_s": event.waited_s, "coded_s": event.coded_s, "read_bytes": event.read_bytes,
+                "copied_bytes": event.copied_bytes, "updated_bytes": event.updated_bytes,
+            }  # fmt: skip
         if not event.reason:
             fields = (("epoch", event.table.version.epoch), ("step", event.table.version.step))
             return [ev.Note("protected", (*fields, *self.protected.items()))] if event.made else []

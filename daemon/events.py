@@ -165,6 +165,9 @@ class ParityMade:
     """For bytes of the others; `coded_s` went into encoding and sums."""
     coded_s: float = 0.0
     read_bytes: int = 0
+    copied_bytes: int = 0
+    """Of the parities: taken from older ones as they were; in `updated_bytes` what had changed was added."""
+    updated_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Bringing bytes to this node: whole images, parities of what others hold, and what was lost, decoded.
+"""Bringing images to this node: from whoever holds them, or decoded.
 
 Work goes through windows of a few MiB of each symbol: while one is encoded or decoded the next one is on its way from all
 its sources at once, so memory stays small and every link is busy. A source that fails is left out and another one taken;
@@ -7,31 +7,25 @@ a damaged piece is one more erasure of its stripe, and no reason to give up the 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from queue import Empty, LifoQueue
 
 from ckptd.ckpt import shm
 from ckptd.ckpt.config import Config
 from ckptd.ckpt.errors import CkptdError, CorruptionError, Unrecoverable
-from ckptd.ckpt.groups import group_of, groups_in
-from ckptd.ckpt.inventory import Held, Ledger, Parity, Report
+from ckptd.ckpt.groups import group_of
+from ckptd.ckpt.inventory import Held, Ledger, Report
 from ckptd.ckpt.model import PIECE, Image, Table, Version
 from ckptd.ckpt.pieces import digest_of, sums_of
 from ckptd.ckpt.recovery import Rung, holders, is_complete, tables_of
+from ckptd.daemon.parities import ParityMaker
 from ckptd.daemon.segments import Segments
 from ckptd.daemon.symbols import Pieces, Stripe, Symbols
 from ckptd.daemon.throttle import Throttle
 from ckptd.daemon.transport import Range, Transport
+from ckptd.daemon.windows import WINDOW, Buffers
 
-WINDOW = 32
-"""Pieces of each symbol that are read and coded at a time: 8 MiB. Two windows of k symbols are in memory, no more.
-
-Measured (benchmarks.protect, 4+2 and 6+2, CPU of sealing beside the floor): 4 MiB 1.37 and 1.44, 8 MiB 1.15 and 1.24,
-16 MiB 1.06 and 1.15, at 34 and 51, 66 and 99, 130 and 195 MiB a daemon. A rebuild takes as long with each of them.
-"""
 READERS = 32
 """Threads that wait for bytes: two windows of a group of sixteen."""
 
@@ -42,19 +36,6 @@ class Brought:
 
     rung: Rung
     sums: list[int]
-
-
-@dataclass(frozen=True, slots=True)
-class Spent:
-    """What making parities took: seconds of waiting for bytes and of encoding and summing, and the bytes that were read."""
-
-    waited_s: float = 0.0
-    coded_s: float = 0.0
-    read_bytes: int = 0
-
-    def __add__(self, more: Spent) -> Spent:
-        waited, coded = self.waited_s + more.waited_s, self.coded_s + more.coded_s
-        return Spent(waited, coded, self.read_bytes + more.read_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +55,8 @@ class Fetcher:
         self._config, self._segments = config, segments
         self._symbols, self._throttle = Symbols(config, segments, reader), throttle or Throttle()
         self._pool = ThreadPoolExecutor(max_workers=READERS, thread_name_prefix="fetch")
-        self._buffers = _Buffers()
+        self._buffers = Buffers()
+        self.parities = ParityMaker(segments, self._symbols, self._pool, self._buffers, self._throttle)
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
@@ -231,53 +213,6 @@ class Fetcher:
         symbols = [symbol for symbol in stripe.surviving() if symbol != window.lost]
         return sorted(symbols, key=lambda s: (stripe.node_of(s) in unwilling, stripe.node_of(s) != me))
 
-    # ---- parities -------------------------------------------------------------------------------------
-
-    def make_parity(self, ledger: Ledger, table: Table, parity: Parity) -> Spent:
-        """Read the stripe's k data segments, encode one parity row, place it and write its record; return what it took.
-
-        Raises CkptdError when a data segment can't be read; nothing is recorded then.
-        """
-        group = groups_in(table.map)[parity.group]
-        stripe, units = Stripe(ledger, table, group, parity.stripe), group.units(table)
-        name, view = self._segments.new_parity(units * PIECE)
-        try:
-            sums, spent = list[int](), Spent()
-            for offset, batch in self._ahead(stripe, units):
-                target = view[offset * PIECE : (offset + batch.count) * PIECE]
-                shm.touch(target)  # while the bytes come
-                asked = time.monotonic()
-                data = batch.whole()
-                came = time.monotonic()
-                with self._throttle.work():
-                    group.code.encode(data, [parity.row], [target])
-                    sums += sums_of(target)
-                spent += Spent(came - asked, time.monotonic() - came, len(data) * len(target))
-            self._segments.record_parity(name, parity, table, group.code.rows, sums)
-            return spent
-        except (CkptdError, OSError):
-            self._segments.abandon_parity(name, units * PIECE)
-            raise
-
-    def _ahead(self, stripe: Stripe, units: int) -> Iterator[tuple[int, _Batch]]:
-        """The windows of a stripe's data, the next one already on its way. A batch is good until the next one is taken."""
-        symbols = range(stripe.group.layout.k)
-        before: tuple[int, _Batch] | None = None
-        after: tuple[int, _Batch] | None = None
-        try:
-            for offset in range(0, units, WINDOW):
-                after = offset, self._begin(stripe, symbols, offset, min(WINDOW, units - offset))
-                if before:
-                    yield before
-                    before[1].release()
-                before, after = after, None
-            if before:
-                yield before
-        finally:
-            for item in (before, after):
-                if item:
-                    item[1].release()
-
     def _begin(self, stripe: Stripe, symbols: Sequence[int], offset: int, count: int) -> _Batch:
         """Start to read the same window of several symbols side by side."""
         buffers = self._buffers.take(len(symbols))
@@ -293,7 +228,7 @@ class _Batch:
 
     def __init__(
         self,
-        pool: _Buffers,
+        pool: Buffers,
         buffers: list[bytearray],
         views: list[memoryview],
         symbols: list[int],
@@ -311,15 +246,6 @@ class _Batch:
             except CkptdError as error:
                 yield symbol, error
 
-    def whole(self) -> list[memoryview]:
-        """The bytes of all symbols. Raises the first error, and CorruptionError when a piece is damaged."""
-        for symbol, part in self.results():
-            if isinstance(part, CkptdError):
-                raise part
-            if part[1]:
-                raise CorruptionError(f"symbol {symbol}: {len(part[1])} pieces are damaged where they are held")
-        return self._views
-
     def release(self) -> None:
         """Give the buffers back, once nobody writes to them any more. Doing it twice is harmless."""
         for read in self._reads:
@@ -327,26 +253,6 @@ class _Batch:
                 read.exception()
         buffers, self._buffers = self._buffers, []
         self._pool.give(buffers)
-
-
-class _Buffers:
-    """Window-sized buffers that are used again: the first touch of memory costs several times the copy."""
-
-    def __init__(self) -> None:
-        self._free: LifoQueue[bytearray] = LifoQueue()
-
-    def take(self, count: int) -> list[bytearray]:
-        return [self._one() for _ in range(count)]
-
-    def give(self, buffers: Iterable[bytearray]) -> None:
-        for buffer in buffers:
-            self._free.put(buffer)
-
-    def _one(self) -> bytearray:
-        try:
-            return self._free.get_nowait()
-        except Empty:
-            return bytearray(WINDOW * PIECE)
 
 
 def _all_of(version: Version, image: Image) -> Range:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import astuple
 
 from ckptd.ckpt import shm
 from ckptd.ckpt.client import Found
@@ -15,7 +16,8 @@ from ckptd.ckpt.pieces import piece_sum
 from ckptd.ckpt.recovery import Rung, is_complete, survey
 from ckptd.ckpt.storage import Step, Storage
 from ckptd.daemon import events as ev
-from ckptd.daemon.fetch import Fetcher, Spent
+from ckptd.daemon.fetch import Fetcher
+from ckptd.daemon.parities import Spent
 from ckptd.daemon.progress import Add, Progress
 from ckptd.daemon.segments import Segments, Stretch
 
@@ -44,12 +46,11 @@ class Jobs:
                 standing = self._segments.parity(parity)
                 # A suspect one may have been made anew since it was found damaged.
                 if standing is None or self._segments.check(standing) != []:
-                    spent += self._fetcher.make_parity(effect.ledger, effect.table, parity)
+                    spent += self._fetcher.parities.make(effect.ledger, effect.table, parity)
                 made.append(parity)
             except (CkptdError, OSError) as error:
                 reasons.append(str(error))
-        took = (spent.waited_s, spent.coded_s, spent.read_bytes)
-        return ev.ParityMade(effect.table, tuple(made), "; ".join(reasons), *took)
+        return ev.ParityMade(effect.table, tuple(made), "; ".join(reasons), *astuple(spent))
 
     def rebuild(self, effect: ev.Rebuild) -> ev.Rebuilt:
         found, reasons = [], []
@@ -207,9 +208,10 @@ class Jobs:
                 if bad is not None:
                     rows.append(_row("slot", f"rank {found.slot.rank}", found.version, found.image.size, bad))
                 add(len(stretch.view))
-            for parity, stretch in parities:
+            for kept, stretch in parities:
                 bad = self._segments.check(stretch)
                 if bad is not None:
+                    parity = kept.parity
                     what = f"stripe {parity.stripe} row {parity.row}"
                     rows.append(_row("parity", what, parity.version, len(stretch.view), bad))
                 add(len(stretch.view))

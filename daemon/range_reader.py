@@ -10,14 +10,27 @@ import struct
 import threading
 import time
 from collections import Counter, deque
+from collections.abc import Callable
+from typing import Protocol, TypeVar
 
 from ckptd.ckpt.errors import CorruptionError, PeerError
 from ckptd.ckpt.inventory import Parity
-from ckptd.ckpt.model import PIECE
-from ckptd.ckpt.pieces import piece_sum
+from ckptd.ckpt.model import PIECE, Image, Version
+from ckptd.ckpt.pieces import digest_of, piece_sum
 from ckptd.daemon.channel import Channel, PlainChannel, receive
 from ckptd.daemon.handshake import introduce
-from ckptd.daemon.ranges import PIECES_MAX, REPLY, Limits, Member, Reply, Status, Verb, echo_of, pack_request
+from ckptd.daemon.ranges import (
+    PIECES_MAX,
+    REPLY,
+    SUMS_MAX,
+    Limits,
+    Member,
+    Reply,
+    Status,
+    Verb,
+    echo_of,
+    pack_request,
+)
 from ckptd.daemon.throttle import Throttle
 from ckptd.daemon.transfers import Transfers
 from ckptd.daemon.transport import DamagedThere, Endpoint, NotHeld, Range
@@ -44,7 +57,7 @@ class RangeReader:
         progress = _Progress(wanted, into, self._throttle.grain, self._limits.attempts)
         started = time.monotonic()
         try:
-            self._finish(holder, progress)
+            self._finish(holder, progress, _Link.run)
         except BaseException:
             self._transfers.failed(holder.node)
             raise
@@ -54,6 +67,13 @@ class RangeReader:
             raise DamagedThere(holder, wanted, tuple(sorted(progress.damaged)))
         return progress.length
 
+    def sums(self, holder: Endpoint, version: Version, image: Image) -> list[int]:
+        listing = _Listing(Range(version, image, 0, image.pieces))
+        self._finish(holder, listing, _Link.list_sums)
+        if digest_of(listing.sums, image.size) != image.digest:
+            raise CorruptionError(f"{holder} lists other sums than those of rank {image.rank} of {version}")
+        return listing.sums
+
     def close(self) -> None:
         with self._lock:
             self._closed = True
@@ -62,14 +82,14 @@ class RangeReader:
         for link in links:
             link.channel.close()
 
-    def _finish(self, holder: Endpoint, progress: _Progress) -> None:
-        """Go on until every piece has arrived or is known to be damaged, over as many connections as it takes."""
+    def _finish(self, holder: Endpoint, progress: T, run: Callable[[_Link, T], None]) -> None:
+        """Go on until all has arrived, or is known to be damaged, over as many connections as it takes."""
         fruitless = 0
         while not progress.finished:
             before = progress.verified
             link = self._checkout(holder)
             try:
-                link.run(progress)
+                run(link, progress)
             except NotHeld:
                 self._drop(link)
                 raise
@@ -133,6 +153,37 @@ class RangeReader:
             links = self._idle.pop(holder, [])
         for link in links:
             link.channel.close()
+
+
+class _Wanted(Protocol):
+    """What is asked of a holder; it outlives the connections that serve it."""
+
+    @property
+    def verified(self) -> int:
+        """The pieces of which what was asked has arrived: while that grows the holder is not given up."""
+        ...
+
+    @property
+    def finished(self) -> bool: ...
+
+
+T = TypeVar("T", bound=_Wanted)
+
+
+class _Listing:
+    """How far the sums of an image have come."""
+
+    def __init__(self, wanted: Range) -> None:
+        self.missing = deque(wanted.parts(SUMS_MAX))
+        self.sums: list[int] = []
+
+    @property
+    def verified(self) -> int:
+        return len(self.sums)
+
+    @property
+    def finished(self) -> bool:
+        return not self.missing
 
 
 class _Progress:
@@ -276,6 +327,18 @@ class _Link:
             if not damaged <= pieces:
                 raise PeerError(f"{self._holder} found other pieces damaged than it was asked for in {part}")
             progress.judged(sorted(pieces), damaged, self._holder)
+
+    def list_sums(self, listing: _Listing) -> None:
+        """Have the sums listed that are missing yet."""
+        while listing.missing:
+            part = listing.missing[0]
+            self._throttle.bytes(8 * part.count)
+            reply = self._reply(part, self._ask(Verb.SUMS, part))
+            if reply.count != part.count or reply.length:
+                raise PeerError(f"{self._holder} announced {reply.count} sums and {reply.length} bytes for {part}")
+            with self._throttle.work():
+                listing.sums += struct.unpack(f"<{part.count}Q", receive(self.channel, 8 * part.count))
+            listing.missing.popleft()
 
     def _ask(self, verb: Verb, part: Range) -> int:
         request = pack_request(verb, part)

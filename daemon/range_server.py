@@ -2,7 +2,8 @@
 
 One thread a connection: it takes a request when it has answered the one before, so a reader that floods or does not read
 waits in its own connection, and memory stays the same. The bytes go out unchecked, beside the sums of their capture: the
-reader checks them anyway, and asks for a check here when a piece fails (`Verb.CHECK`).
+reader checks them anyway, and asks for a check here when a piece fails (`Verb.CHECK`). Who wants to know whether he has
+the bytes already asks for the sums alone (`Verb.SUMS`).
 """
 
 from __future__ import annotations
@@ -130,6 +131,8 @@ class RangeServer:
                 talk.send(Reply(Status.NOT_HELD, 0, 0, echo).pack())
             elif asked.verb == Verb.CHECK:
                 self._check(talk, stretch, asked, echo)
+            elif asked.verb == Verb.SUMS:
+                self._list(talk, stretch, asked, echo)
             else:
                 self._send(talk, stretch, asked, echo, node)
 
@@ -153,6 +156,11 @@ class RangeServer:
             talk.send(Reply(Status.NOT_HELD, 0, 0, echo).pack())
         else:
             talk.send(Reply(Status.OK, len(damaged), 0, echo).pack() + struct.pack(f"<{len(damaged)}I", *damaged))
+
+    def _list(self, talk: Channel, stretch: Stretch, asked: Asked, echo: int) -> None:
+        sums = stretch.sums[asked.first : asked.first + asked.count]
+        self._throttle.bytes(8 * len(sums))
+        talk.send(Reply(Status.OK, len(sums), 0, echo).pack() + struct.pack(f"<{len(sums)}Q", *sums))
 
 
 class _OutsideProtocol(PeerError):

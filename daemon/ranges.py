@@ -16,6 +16,8 @@ from ckptd.daemon.transport import Holder, Range
 
 PIECES_MAX = 64
 """Pieces of one request at most: 16 MiB. A reader asks again for more."""
+SUMS_MAX = 65_536
+"""Pieces whose sums are listed in one answer at most: those of 16 GiB, in 512 KiB."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +55,8 @@ class Verb(IntEnum):
     """Send the sums of the pieces, as they were taken at capture, and the bytes as they are."""
     CHECK = 2
     """Say which of the pieces do not match their sums; the holder's daemon counts them as lost then."""
+    SUMS = 3
+    """List the sums of the pieces of an image, as they were taken at capture, without the bytes."""
 
 
 class Status(IntEnum):
@@ -73,9 +77,9 @@ class Reply:
 
     status: int
     count: int
-    """Of READ: the pieces that follow; of CHECK: the damaged ones."""
+    """Of READ: the pieces that follow; of CHECK: the damaged ones; of SUMS: the sums that follow (u64)."""
     length: int
-    """Of READ: their bytes, which follow after `count` sums (u64). Of CHECK 0: `count` piece numbers (u32) follow."""
+    """Of READ: their bytes, which follow after `count` sums (u64). Else 0; of CHECK `count` piece numbers (u32) follow."""
     echo: int
     """`echo_of` the request that this answers."""
 
@@ -116,7 +120,10 @@ class Asked:
 
     def is_known(self) -> bool:
         """Whether it is in the protocol at all."""
-        return self.verb in (Verb.READ, Verb.CHECK) and self.kind in (0, 1)
+        return (self.verb in (Verb.READ, Verb.CHECK) and self.kind in (0, 1)) or (self.verb, self.kind) == (
+            Verb.SUMS,
+            0,
+        )
 
     def find(self, holder: Holder) -> Stretch | None:
         """What it asks for, or None when that is not held or has no such pieces."""
@@ -124,7 +131,8 @@ class Asked:
             stretch = holder.image(self.version, self.names[0], self.digest)
         else:
             stretch = holder.parity(Parity(self.version, self.digest, *self.names))
-        if stretch is None or not 0 < self.count <= PIECES_MAX or self.first + self.count > len(stretch.sums):
+        most = SUMS_MAX if self.verb == Verb.SUMS else PIECES_MAX
+        if stretch is None or not 0 < self.count <= most or self.first + self.count > len(stretch.sums):
             return None
         return stretch
 

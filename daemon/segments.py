@@ -78,7 +78,7 @@ class Segments:
         self._spare: list[tuple[str, int]] = []
         """Files that hold nothing: (name, size). A slot's file is only given to the same rank again."""
         self._views: dict[str, memoryview] = {}
-        """Mappings of slots' files, which are used again and again: a new one costs a fault for each page."""
+        """Mappings of files, which are used again and again: a new one costs a fault for each page."""
         self._slots: dict[SlotId, _Slot] = {}
         self._parities: dict[Parity, _ParityEntry] = {}
         self.on_damage: Callable[[Damaged | ParityDamaged], None] = lambda _: None
@@ -108,8 +108,7 @@ class Segments:
                 elif PARITY_RECORD.fullmatch(path.name):
                     taken.add(self._find_parity(path))
             except (OSError, ValueError, KeyError, CorruptionError) as error:
-                # A record that is torn or about damaged bytes means that the image is lost, which is an ordinary event: it
-                # is rebuilt from elsewhere.
+                # Torn, or about damaged bytes: the image is lost, an ordinary event, and is rebuilt from elsewhere.
                 log.warning("%s: %s; it is dropped", path.name, error)
                 with contextlib.suppress(OSError):
                     path.unlink()
@@ -189,10 +188,7 @@ class Segments:
         """Sum the slot's pieces, unless `sums` are known, and write its record: from now on it holds the image."""
         with self._lock:
             name, size = self._assigned[slot]
-            in_use = {name for name, _ in self._assigned.values()}
-            self._views = {name: view for name, view in self._views.items() if name in in_use}
-            view = self._views.get(name) or memoryview(shm.map_file(self.directory / name, size, write=False))
-            self._views[name] = view
+        view = self._mapped(name, size, write=False)
         sums = sums_of(view) if sums is None else sums
         image = Image(slot.rank, size, digest_of(sums, size))
         found = FoundSlot(slot, version, world, image, origin)
@@ -229,19 +225,18 @@ class Segments:
 
     def slot_path(self, version: Version, rank: int) -> Path | None:
         """The file that holds this image."""
-        with self._lock:
-            for slot, entry in self._slots.items():
-                if slot.rank == rank and entry.found.version == version:
-                    return self.directory / entry.file
-        return None
+        entry = self._holding(version, rank)
+        return self.directory / entry.file if entry else None
 
     def image(self, version: Version, rank: int, digest: str | None = None) -> Stretch | None:
         """The bytes of an image (of exactly this digest, if one is given), or None when it is not held here."""
+        entry = self._holding(version, rank)
+        return entry.stretch if entry and digest in (None, entry.found.image.digest) else None
+
+    def _holding(self, version: Version, rank: int) -> _Slot | None:
         with self._lock:
-            for slot, entry in self._slots.items():
-                if slot.rank == rank and entry.found.version == version:
-                    return entry.stretch if digest in (None, entry.found.image.digest) else None
-        return None
+            entries = (entry for slot, entry in self._slots.items() if slot.rank == rank)
+            return next((entry for entry in entries if entry.found.version == version), None)
 
     def _slot_record(self, slot: SlotId) -> Path:
         return self.directory / f"rank-{slot.rank:05d}.slot-{slot.index}.json"
@@ -271,14 +266,14 @@ class Segments:
             name = self._take_spare("parity.", size)
         if name is None:
             name = self._make(f"parity.{secrets.token_hex(4)}.bin", size, shm.reserve_file)
-        return name, memoryview(shm.map_file(self.directory / name, size, write=True))
+        return name, self._mapped(name, size, write=True)
 
     def record_parity(
         self, name: str, parity: Parity, table: Table, rows: tuple[tuple[int, ...], ...], sums: list[int]
     ) -> None:
         """Write the record of a finished parity: `rows` are the generator's parity rows that made it."""
         size = (self.directory / name).stat().st_size
-        view = memoryview(shm.map_file(self.directory / name, size, write=False))
+        view = self._mapped(name, size, write=True).toreadonly()
         content = {
             "file": name, "group": parity.group, "stripe": parity.stripe, "row": parity.row, "size": size,
             "rows": rows, "sums": sums, "table": tables.table_to_json(table),
@@ -308,10 +303,10 @@ class Segments:
             entry = self._parities.get(parity)
         return entry.stretch if entry else None
 
-    def parity_entries(self) -> list[tuple[Parity, Stretch]]:
+    def parity_entries(self) -> list[tuple[FoundParity, Stretch]]:
         """Every parity kept here."""
         with self._lock:
-            return [(parity, entry.stretch) for parity, entry in self._parities.items()]
+            return [(entry.found, entry.stretch) for entry in self._parities.values()]
 
     def _parity_record(self, parity: Parity) -> Path:
         where = f"parity-{parity.group:03d}-{parity.stripe:03d}-{parity.row:02d}"
@@ -364,6 +359,14 @@ class Segments:
 
     # ---- files --------------------------------------------------------------------------------------
 
+    def _mapped(self, name: str, size: int, *, write: bool) -> memoryview:
+        """The mapping of a file, which is made once. Those of files that are gone since go."""
+        with self._lock:
+            self._views = {name: view for name, view in self._views.items() if (self.directory / name).exists()}
+            if name not in self._views:
+                self._views[name] = memoryview(shm.map_file(self.directory / name, size, write=write))
+            return self._views[name]
+
     def _make(self, name: str, size: int, make: Make = shm.make_file) -> str:
         if self._budget:
             used = sum(self.usage().values())
@@ -391,9 +394,7 @@ class Segments:
 
     def _trim_parities(self) -> None:
         """Keep no more spare parity files than are in use: segments that changed their length leave useless ones."""
-        spare = [item for item in self._spare if item[0].startswith("parity.")]
         sizes = {len(entry.stretch.view) for entry in self._parities.values()}
-        excess = [item for item in spare if item[1] not in sizes] if sizes else []
-        for item in excess:
+        for item in [item for item in self._spare if item[0].startswith("parity.") and sizes and item[1] not in sizes]:
             self._spare.remove(item)
             (self.directory / item[0]).unlink(missing_ok=True)

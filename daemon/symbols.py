@@ -8,7 +8,7 @@ from ckptd.ckpt.config import Config, split_address
 from ckptd.ckpt.errors import PeerError
 from ckptd.ckpt.groups import Group
 from ckptd.ckpt.inventory import Ledger, Parity
-from ckptd.ckpt.model import PIECE, Image, Table
+from ckptd.ckpt.model import PIECE, Image, Table, Version
 from ckptd.ckpt.pieces import piece_sum
 from ckptd.ckpt.recovery import surviving
 from ckptd.daemon.segments import Segments
@@ -88,14 +88,21 @@ class Symbols:
         try:
             if node == self._config.node:
                 return self._own(wanted, into)
-            report = ledger.report(node)
-            if report is None:
-                raise PeerError(f"node {node} is lost")
-            host, _ = split_address(self._config.nodes[node])
-            self._reader.read(Endpoint(node, host, report.data_port), wanted, into)
+            self._reader.read(self._endpoint(ledger, node), wanted, into)
         except DamagedThere as error:
             return frozenset(piece - wanted.first for piece in error.pieces)
         return WHOLE
+
+    def sums(self, ledger: Ledger, node: int, version: Version, image: Image) -> list[int]:
+        """The sums of an image that another node holds, exactly those that its digest is of. Raises CkptdError."""
+        return self._reader.sums(self._endpoint(ledger, node), version, image)
+
+    def _endpoint(self, ledger: Ledger, node: int) -> Endpoint:
+        report = ledger.report(node)
+        if report is None:
+            raise PeerError(f"node {node} is lost")
+        host, _ = split_address(self._config.nodes[node])
+        return Endpoint(node, host, report.data_port)
 
     def _own(self, wanted: Range, into: memoryview) -> Pieces:
         what = wanted.what

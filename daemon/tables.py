@@ -73,7 +73,9 @@ def _lag(sealing: dict[str, Any]) -> str:
     lag = f"{sealing['lag_s']:.3f} s"
     if "waited_s" not in sealing:
         return lag
-    return f"{lag} (waited {sealing['waited_s']:.3f} s for bytes, coded {sealing['coded_s']:.3f} s)"
+    spared = f"{decimal(sealing['copied_bytes'])} copied and {decimal(sealing['updated_bytes'])} updated"
+    parts = (f"waited {sealing['waited_s']:.3f} s for bytes", f"coded {sealing['coded_s']:.3f} s")
+    return f"{lag} ({', '.join(parts)}; {decimal(sealing['read_bytes'])} read, of the parity {spared})"
 
 
 def _transfers(rows: list[dict[str, Any]]) -> RenderableType:

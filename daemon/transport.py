@@ -1,4 +1,4 @@
-"""The port of the data plane: one verb, read a range of pieces of an image or a parity that another node holds.
+"""The port of the data plane: read a range of pieces of an image or a parity that another node holds.
 
 `RangeReader` (TCP) implements it, and so may a one-sided transport: it would fetch the sums and a handle of the memory by
 a short message, read the bytes itself, and check them in the same way. tests/contract/ holds what every one must do.
@@ -91,6 +91,13 @@ class Transport(Protocol):
         Raises NotHeld (not, or not any more), other PeerErrors (gone, silent, or answers outside the protocol),
         AccessError (another job or secret), DamagedThere, other CorruptionErrors (a piece is damaged on the way again
         and again). Each names the holder. A slow or dead holder costs its own readers a bounded time and nobody else.
+        """
+
+    def sums(self, holder: Endpoint, version: Version, image: Image) -> list[int]:
+        """The sums of all pieces of an image, in order, as they were taken at its capture; no piece is read for it.
+
+        They are exactly the image's, as its digest is of them: whoever lists others is found out (CorruptionError). The
+        holder's bytes are not looked at. Raises NotHeld, other PeerErrors and AccessError as `read` does.
         """
 
     def close(self) -> None:

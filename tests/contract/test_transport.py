@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
-from tests.contract.wires import DATA, IMAGE, PARITY, PIECES, SIZE, WIRES, V, Wire
+from tests.contract.wires import DATA, IMAGE, PARITY, PIECES, SIZE, SUMS, WIRES, V, Wire
 
 from ckptd.ckpt.errors import CorruptionError, PeerError
 from ckptd.ckpt.inventory import Parity
@@ -122,6 +122,31 @@ def test_a_slot_that_is_used_again(wire: Wire) -> None:
     assert wire.held.reported == []
 
 
+def test_sums_are_listed(wire: Wire) -> None:
+    """The sums of an image come without its bytes, whatever has become of these; no damage is reported for it."""
+    wire.held.damage(3)
+    assert wire.transport.sums(wire.holder, V, IMAGE) == SUMS
+    assert (wire.held.reported, wire.faults.moved) == ([], 0)
+
+
+@pytest.mark.parametrize(
+    ("version", "image"),
+    [(Version(3, 8), IMAGE), (V, Image(1, SIZE, IMAGE.digest)), (V, Image(0, SIZE, "00" * 16))],
+)
+def test_sums_that_are_not_held(wire: Wire, version: Version, image: Image) -> None:
+    """Of another version, rank or digest there is no list; reads go on."""
+    with pytest.raises(NotHeld, match=re.escape(str(wire.holder))):
+        wire.transport.sums(wire.holder, version, image)
+    assert wire.read() == DATA
+
+
+def test_false_sums_are_found_out(wire: Wire) -> None:
+    """A list that is not the one that the image's digest is of is refused, with the holder's name."""
+    wire.held.stretch.sums[2] ^= 1
+    with pytest.raises(CorruptionError, match=r"node 1 .* lists other sums than those of rank 0"):
+        wire.transport.sums(wire.holder, V, IMAGE)
+
+
 def test_many_at_a_time(wire: Wire) -> None:
     """Many threads get the right bytes at the same time."""
     with ThreadPoolExecutor(12) as pool:
@@ -141,3 +166,5 @@ def test_after_the_end(wire: Wire) -> None:
     wire.transport.close()
     with pytest.raises(PeerError):
         wire.read()
+    with pytest.raises(PeerError):
+        wire.transport.sums(wire.holder, V, IMAGE)

@@ -166,6 +166,14 @@ class MemoryTransport:
             raise DamagedThere(holder, wanted, tuple(damaged))
         return length
 
+    def sums(self, holder: Endpoint, version: Version, image: Image) -> list[int]:
+        if self._closed or holder.node != self._node:
+            raise PeerError(f"{holder} cannot be reached: no such node here")
+        stretch = self._find(holder, Range(version, image, 0, image.pieces))
+        if digest_of(stretch.sums, image.size) != image.digest:
+            raise CorruptionError(f"{holder} lists other sums than those of rank {image.rank} of {version}")
+        return list(stretch.sums)
+
     def close(self) -> None:
         self._closed = True
 

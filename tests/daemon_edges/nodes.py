@@ -48,9 +48,13 @@ class NodeHere:
 
     def capture(self, version: Version, size: int) -> Image:
         """Fill the node's slot with what its rank has at this version, and record it."""
-        path = self.segments.file_for(self.slot, size)
-        path.write_bytes(bytes_of(version, self.config.node, size))
-        event = self.jobs.record(ev.Record(self.slot, version, len(self.config.nodes)))
+        return self.hold(version, bytes_of(version, self.config.node, size), self.slot)
+
+    def hold(self, version: Version, data: bytes, slot: ev.SlotId) -> Image:
+        """Fill a slot with these bytes, and record it."""
+        path = self.segments.file_for(slot, len(data))
+        path.write_bytes(data)
+        event = self.jobs.record(ev.Record(slot, version, len(self.config.nodes)))
         assert event.image is not None, event.reason
         return event.image
 

@@ -16,8 +16,8 @@ from ckptd.ckpt.groups import parities_of
 from ckptd.ckpt.inventory import Ledger
 from ckptd.ckpt.model import PIECE, Version
 from ckptd.daemon import events as ev
-from ckptd.daemon.fetch import WINDOW
 from ckptd.daemon.transport import NotHeld, Range
+from ckptd.daemon.windows import WINDOW
 
 V = Version(1, 5)
 SIZES = [3 * PIECE + 77, 1000, 2 * PIECE, 5 * PIECE - 1]
@@ -77,7 +77,7 @@ def test_damage_anywhere_is_gone_around(nodes: NodesHere) -> None:
     assert nodes[1].damage
 
     nodes[1].segments.drop(nodes[1].slot)
-    owned = [parity for parity, _ in nodes[3].segments.parity_entries()]
+    owned = [kept.parity for kept, _ in nodes[3].segments.parity_entries()]
     for path in nodes[3].segments.directory.glob("parity.*.bin"):
         flip(path, 5)
     assert gather(nodes, 0, nodes.ledger(1)) == ["own", "parity", "peer", "peer"]
@@ -93,7 +93,7 @@ def test_an_own_damaged_piece_spoils_no_parity(nodes: NodesHere) -> None:
         owed = parities_of(table, node.config.node)
         made = node.jobs.make_parity(ev.MakeParity(table, owed, nodes.ledger()))
         failed += [made.reason] if made.reason else []
-        assert set(made.made) == {parity for parity, _ in node.segments.parity_entries()}
+        assert set(made.made) == {kept.parity for kept, _ in node.segments.parity_entries()}
     assert failed
     assert all("1 pieces are damaged where they are held" in reason for reason in failed)
     assert set(nodes[0].damage) == {ev.Damaged(nodes[0].slot, V, (1,))}

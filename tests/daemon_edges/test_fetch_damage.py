@@ -15,8 +15,8 @@ from ckptd.ckpt.groups import group_of, map_of
 from ckptd.ckpt.model import PIECE, Payload, Table, Version
 from ckptd.ckpt.pieces import sums_of
 from ckptd.ckpt.recovery import moved
+from ckptd.daemon import comparison, fetch, parities, windows
 from ckptd.daemon import events as ev
-from ckptd.daemon import fetch
 from ckptd.daemon.fetch import Brought
 from ckptd.daemon.symbols import Pieces, Stripe, Symbols
 
@@ -114,8 +114,8 @@ def test_damage_in_two_stripes_and_a_parity_is_gone_around(nodes: NodesHere) -> 
     nodes.protect(table)
     spoil(nodes, 2, *(piece_at(table, 2, stripe, offset=0) for stripe in (3, 4)))
     spoil(nodes, 3, *(piece_at(table, 3, stripe, offset=1) for stripe in (0, 4)))
-    for parity, _ in nodes[4].segments.parity_entries():
-        flip(nodes[4].segments.directory / nodes[4].segments._parities[parity].file, 2 * PIECE)
+    for kept, _ in nodes[4].segments.parity_entries():
+        flip(nodes[4].segments.directory / nodes[4].segments._parities[kept.parity].file, 2 * PIECE)
     for node in (0, 2, 3, 4):
         assert bring(nodes, node, table, 1, 1).rung == "parity"
     assert any(isinstance(event, ev.ParityDamaged) for event in nodes[4].damage)
@@ -160,9 +160,9 @@ def test_both_maps_of_a_version_serve(tmp_path: Path, node: int) -> None:
         for lost in {0, 1, 2} - {node}:  # together with node 3 more than the older map's parity gives back
             bring(nodes, node, new, lost, lost, 3)
             bring(nodes, node, old, lost, lost, 3)
-        for parity, _ in nodes[node].segments.parity_entries():
-            if parity.table == new.name:
-                nodes[node].segments.drop_parity(parity)
+        for kept, _ in nodes[node].segments.parity_entries():
+            if kept.parity.table == new.name:
+                nodes[node].segments.drop_parity(kept.parity)
         for lost in {0, 1} - {node}:  # with a parity of the newer map gone, the older one serves
             assert bring(nodes, node, new, lost, lost).rung == "parity"
 
@@ -170,7 +170,8 @@ def test_both_maps_of_a_version_serve(tmp_path: Path, node: int) -> None:
 @pytest.mark.parametrize("pieces", [7, 64])
 def test_two_windows_of_memory_are_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pieces: int) -> None:
     """However long the images are, no more is held than two windows of the needed symbols, and they are used again."""
-    monkeypatch.setattr(fetch, "WINDOW", 2)
+    for module in (comparison, fetch, parities, windows):
+        monkeypatch.setattr(module, "WINDOW", 2)
     sizes = [pieces * PIECE - 5, pieces * PIECE, PIECE]
     with nodes_here(3, 1, tmp_path) as nodes:
         table = nodes.capture(V, sizes)

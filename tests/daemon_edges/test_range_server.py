@@ -71,7 +71,7 @@ def test_an_honest_exchange(server: RangeServer) -> None:
             assert receive(channel, PIECE) == DATA[first * PIECE : (first + 1) * PIECE]
 
 
-@pytest.mark.parametrize("verb", [Verb.READ, Verb.CHECK])
+@pytest.mark.parametrize("verb", list(Verb))
 @pytest.mark.parametrize(
     ("first", "count"),
     [(0, 0), (0, PIECES_MAX + 1), (0, 2**32 - 1), (PIECES, 1), (PIECES - 1, 2), (2**32 - 1, 1), (2**32 - 1, 2**32 - 1)],
@@ -93,7 +93,7 @@ def test_versions_that_cannot_be(server: RangeServer) -> None:
         assert reply(channel).status == Status.NOT_HELD
 
 
-@pytest.mark.parametrize(("verb", "kind"), [(0, 0), (3, 0), (255, 255), (1, 2)])
+@pytest.mark.parametrize(("verb", "kind"), [(0, 0), (3, 1), (4, 0), (255, 255), (1, 2)])
 def test_verbs_that_do_not_exist(server: RangeServer, caplog: pytest.LogCaptureFixture, verb: int, kind: int) -> None:
     """Who knows the secret and speaks outside the protocol is dropped and named in the log."""
     with caplog.at_level(logging.WARNING), connected(server.port, replace(READER, node=3)) as channel:

@@ -17,7 +17,7 @@ from ckptd.ckpt.manifest import Manifest
 from ckptd.ckpt.model import GroupMap, Image, Payload, Table, Version
 from ckptd.ckpt.storage import Step
 from ckptd.daemon import tables, views
-from ckptd.daemon.events import FoundParity, Scanned
+from ckptd.daemon.events import FoundParity, ParityMade, Scanned
 from ckptd.daemon.node import Node
 from ckptd.daemon.transfers import Transfers
 
@@ -215,3 +215,20 @@ def test_found_parities_are_shown(node: Node) -> None:
     (parity,) = parities_of(table(V2), 0)
     node.handle(Scanned((), (FoundParity(parity, table(V2)),), 1, None), 1.0)
     assert (node.report().parities, node.report().tables) == ((parity,), (table(V2),))
+
+
+def test_what_the_parities_took(node: Node) -> None:
+    """Beside the lag stand the times of the last parities, what was read for them and what was spared."""
+    node.ledger = ledger(report(0, V1, V2), report(1, V1, V2), sealed=V1)
+    assert views.status(node, USAGE)["sealing"] == {"lag_s": None}
+    made = parities_of(table(V2), 0)
+    node.duties._protecting.start(V2)
+    node.duties.parity_made(ParityMade(table(V2), made, "", 0.25, 0.125, 4000, 3000, 2000), 1.0)
+    node.sealing_lag_s = 0.5
+    content = views.status(node, USAGE)
+    took = {"waited_s": 0.25, "coded_s": 0.125, "read_bytes": 4000, "copied_bytes": 3000, "updated_bytes": 2000}
+    assert content["sealing"] == {"lag_s": 0.5, **took}
+    said = (
+        "0.500 s (waited 0.250 s for bytes, coded 0.125 s; 4.0 kB read, of the parity 3.0 kB copied and 2.0 kB updated)"
+    )
+    assert said in printed(tables.status(content))
