@@ -34,7 +34,8 @@ def document_name(rank: int) -> str:
 def signature_of(tensors: Sequence[torch.Tensor]) -> tuple[object, ...]:
     """Differs when a tensor was added, removed, replaced, moved or reshaped. The plan keeps the tensors alive, so that
     no new object gets the id of an old one."""
-    return tuple((id(t), memory_of(t).data_ptr(), t.shape, t.stride()) for t in tensors)
+    seen = ((id(tensor), memory_of(tensor)) for tensor in tensors)
+    return tuple((name, memory.data_ptr(), memory.shape, memory.stride()) for name, memory in seen)
 
 
 def specs_of(eager: dict[str, torch.Tensor]) -> list[Spec]:

@@ -77,19 +77,22 @@ class Model:
         self._own = (rank,)
         self._sites: list[Site] = []
         self._children: list[int] = []
+        self._sharding: list[Any] = []
 
     def sites(self) -> list[Site]:
         """Every submodule; walked anew only when one was added, removed or replaced."""
         if not self._sites or self._children != _children_of(self._sites):
             self._sites = list(_walk(self.module, "", self._own, frozenset()))
             self._children = _children_of(self._sites)
+            self._sharding = [site.module for site in self._sites if _is_fully_sharded(site.module)]
         return self._sites
 
     def reshard(self) -> None:
         """Have fully_shard's modules show their sharded parameters: after an evaluation they may still show whole ones."""
-        for site in self.sites():
-            if any(base.__name__ == "FSDPModule" for base in type(site.module).__mro__):
-                site.module.reshard()  # type: ignore[operator]
+        if not self._sites:
+            self.sites()
+        for module in self._sharding:
+            module.reshard()
 
     def parameters(self) -> Iterator[tuple[str, torch.Tensor, tuple[int, ...]]]:
         """(canonical name, parameter, ranks that hold it alike); tied ones under each of their names."""
@@ -113,6 +116,10 @@ class Model:
         for site in self.sites():
             if type(site.module).get_extra_state is not nn.Module.get_extra_state:
                 yield site.path, site.module
+
+
+def _is_fully_sharded(module: nn.Module) -> bool:
+    return any(base.__name__ == "FSDPModule" for base in type(module).__mro__)
 
 
 def _children_of(sites: list[Site]) -> list[int]:
