@@ -167,7 +167,10 @@ class TrainingState:
                 self.models.append(Model(name, thing, rank))
             elif isinstance(thing, torch.optim.Optimizer):
                 if any(base.__name__ == "ZeroRedundancyOptimizer" for base in type(thing).__mro__):
-                    raise StateError(f"{name}: found a ZeroRedundancyOptimizer; sharded states are not supported yet")
+                    raise StateError(
+                        f"{name}: found a ZeroRedundancyOptimizer, whose ranks hold different parts of the state of equal "
+                        "parameters; expected one that holds the state of its own: shard with fully_shard() instead"
+                    )
                 self.optimizers[name] = thing
             elif isinstance(thing, Stateful) and not isinstance(thing, type):
                 self.statefuls[name] = thing

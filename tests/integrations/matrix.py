@@ -230,7 +230,8 @@ def averaged() -> Job:
     """A moving average of the model, buffers included, beside it."""
     model, data = network(), Data()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
-    ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
+    average = get_ema_multi_avg_fn(0.9)  # type: ignore[no-untyped-call]
+    ema = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
 
     def update() -> float:
         loss = loss_of(model, data.batch())
@@ -256,13 +257,16 @@ def tied() -> Job:
     last.weight = embedding.weight
     model = nn.Sequential(nn.Linear(4, 4), nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), last)
     model[0].weight.requires_grad_(False)
-    groups = [{"params": model[0].bias, "lr": 0.1}, {"params": [*model[1].parameters(), last.weight]}]
+    groups: list[dict[str, Any]] = [
+        {"params": model[0].bias, "lr": 0.1},
+        {"params": [*model[1].parameters(), last.weight]},
+    ]
     return plain_job(model, torch.optim.RAdam(groups, lr=0.01))
 
 
 def sparse() -> Job:
     model, data = nn.EmbeddingBag(10, 4, sparse=True), Data()
-    optimizer = torch.optim.SparseAdam(list(model.parameters()), lr=0.01)
+    optimizer: torch.optim.Optimizer = torch.optim.SparseAdam(list(model.parameters()), lr=0.01)
 
     def update() -> float:
         loss = loss_of(model, (data.batch() * 7).long() % 10)

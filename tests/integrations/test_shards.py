@@ -20,15 +20,18 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.distributed.tensor.debug import _clear_sharding_prop_cache
 from torch.distributed.tensor.placement_types import _StridedShard
+from torch.nn.parallel import DistributedDataParallel
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from ckptd.ckpt.boxes import Box
 from ckptd.ckpt.client import Found
 from ckptd.ckpt.errors import StateError
+from ckptd.ckpt.image import Entry
 from ckptd.ckpt.model import Version
 from ckptd.integrations.export import join
 from ckptd.integrations.ranks import Ranks
 from ckptd.integrations.shards import empty_as, layout_of, part_of
+from ckptd.integrations.tensors import Mapping
 
 VERSION = Version(1, 5)
 WORLD = 4
@@ -143,6 +146,56 @@ def test_every_rank_reads_its_part_back(tmp_path: Path, before: str, after: str)
             assert bits(local[name]) == bits(spread(tensor, after)._local_tensor), name
 
     on_every_rank(restore)
+
+
+def test_a_rank_reads_no_more_than_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the others' images only headers are looked at, unless some of its rows lie there."""
+    whole = torch.rand(8, 4)
+    found = captured(tmp_path, lambda _: {"model": module_of({"w": spread(whole, "rows")})})
+    opened: list[tuple[str, tuple[int, ...]]] = []
+    tensor = Mapping.tensor
+
+    def spy(mapping: Mapping, described: Entry, span: tuple[int, int]) -> torch.Tensor:
+        opened.append((described.name, described.offsets))
+        return tensor(mapping, described, span)
+
+    monkeypatch.setattr(Mapping, "tensor", spy)
+    for layout, rows in (("rows", [(6, 0)]), ("hybrid", [(4, 0), (6, 0)])):
+        opened.clear()
+        with as_rank(3):
+            restore_from(found, {"model": module_of({"w": spread(whole, layout)})}, VERSION, ranks=Ranks(3, WORLD))
+        assert [at for name, at in opened if name == "model.w"] == rows
+        assert {name for name, _ in opened if name != "model.w"} == {
+            "ckptd.state.rank-00003", "rank-00003.rng.numpy.state.key", "rank-00003.rng.python.1", "rank-00003.rng.torch"
+        }  # fmt: skip
+
+
+def test_replicated_state_is_read_into_shards_where_all_of_it_can_be(tmp_path: Path) -> None:
+    """Parameters of DistributedDataParallel fit sharded ones; its optimizer's step, which each rank then has, does not."""
+    whole = torch.rand(6, 3)
+
+    def replicated(_: int, optimizer: bool) -> dict[str, Any]:
+        model = DistributedDataParallel(module_of({"w": whole.clone()}))
+        objects: dict[str, Any] = {"model": model}
+        if optimizer:
+            objects["optimizer"] = torch.optim.AdamW(model.parameters())
+            model.module.w.grad = torch.ones(6, 3)
+            objects["optimizer"].step()
+        return objects
+
+    found = captured(tmp_path, lambda rank: replicated(rank, optimizer=False))
+    assert "rank-00001.model.w" not in safetensors.torch.load_file(found[1].path)
+    with as_rank(1):
+        live = module_of({"w": spread(torch.zeros(6, 3), "rows")})
+        restore_from(found, {"model": live}, VERSION, ranks=Ranks(1, WORLD))
+        assert bits(live.get_parameter("w")._local_tensor) == bits(whole[2:4])  # type: ignore[attr-defined]
+    found = captured(tmp_path, lambda rank: replicated(rank, optimizer=True))
+    with as_rank(1):
+        live = module_of({"w": spread(torch.zeros(6, 3), "rows")})
+        optimizer = torch.optim.AdamW(live.parameters())
+        with pytest.raises(StateError, match=r"different: optimizer\.state\.w\.step"):
+            restore_from(found, {"model": live, "optimizer": optimizer}, VERSION, ranks=Ranks(1, WORLD))
+        assert not optimizer.state
 
 
 class Odd(torch.optim.Optimizer):

@@ -269,7 +269,10 @@ def sharded() -> nn.Module:
         ({"rank-00001": nn.Linear(1, 1)}, "'rank-00001': expected a Python identifier"),
         ({"model": sharded()}, r"model\.weight: found a ShardedTensor, expected a whole local tensor"),
         ({"model": nn.LazyLinear(2)}, r"model\.weight: not initialized yet; run one forward"),
-        ({"optimizer": ZeroRedundancyOptimizer([torch.ones(1)])}, "sharded states are not supported yet"),
+        (
+            {"optimizer": ZeroRedundancyOptimizer([torch.ones(1)])},
+            "found a ZeroRedundancyOptimizer.*shard with fully_shard",
+        ),
     ],
     ids=["list", "class", "reserved", "prefix", "ShardedTensor", "lazy", "ZeRO"],
 )
