@@ -21,11 +21,10 @@ from ckptd.ckpt.strict import short
 from ckptd.integrations.tensors import plain
 
 if TYPE_CHECKING:
-    from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import DTensor
     from torch.distributed.tensor.placement_types import Placement
 
-_PLACEMENT = re.compile(r"R|S(\d{1,2})(?:/(\d{1,6}))?")
+_PLACEMENT = re.compile(r"R|S(\d{1,2})(?:/([1-9]\d{0,5}))?")
 
 
 def is_dtensor(tensor: object) -> TypeGuard[DTensor]:
@@ -60,6 +59,15 @@ class Part:
     """Those that hold this part, in ascending order."""
 
 
+def check_state(name: str, value: torch.Tensor, parameter: torch.Tensor) -> None:
+    """Raises StateError for a DTensor in the state of a parameter that is none: a restore could not make it anew."""
+    if is_dtensor(value) and not is_dtensor(parameter):
+        raise StateError(
+            f"{name}: found a DTensor in the state of a parameter that is a plain tensor; expected it to be distributed like "
+            "the parameter, or plain; make the parameter a DTensor, too"
+        )
+
+
 def part_of(name: str, tensor: torch.Tensor, replicas: Sequence[int]) -> Part:
     """This rank's part. `replicas`: the ranks that hold the tensor alike, if it is not a DTensor, which knows that itself.
 
@@ -70,28 +78,28 @@ def part_of(name: str, tensor: torch.Tensor, replicas: Sequence[int]) -> Part:
         ranks = tuple(sorted(replicas))
         return Part(local, tuple(local.shape), Box.whole(tuple(local.shape)), ranks, ranks)
     local = plain(name, memory_of(tensor))
-    mesh, whole = tensor.device_mesh, tuple(tensor.shape)
-    at = mesh.get_coordinate()
-    holders = tuple(sorted(mesh.mesh.flatten().tolist()))
+    whole, at = tuple(tensor.shape), tensor.device_mesh.get_coordinate()
+    grid = tensor.device_mesh.mesh  # worked out anew at each look
+    holders = tuple(sorted(grid.flatten().tolist()))
     if at is None:
         return Part(local, whole, Box((0,) * len(whole), (0,) * len(whole)), holders, ())
-    box = _box(name, whole, mesh, at, tensor.placements)
+    box = _box(name, whole, grid.shape, at, tensor.placements)
     if box.shape != tuple(local.shape):
         raise StateError(
             f"{name}: found a local tensor of shape {list(local.shape)}, expected {list(box.shape)}, which is what "
             f"{tensor.placements} leave of {list(whole)}; shard it evenly, or as distribute_tensor() does"
         )
     same = [slice(None) if placement.is_replicate() else i for placement, i in zip(tensor.placements, at, strict=True)]
-    return Part(local, whole, box, holders, tuple(sorted(mesh.mesh[tuple(same)].flatten().tolist())))
+    return Part(local, whole, box, holders, tuple(sorted(grid[tuple(same)].flatten().tolist())))
 
 
 def _box(
-    name: str, whole: tuple[int, ...], mesh: DeviceMesh, at: Sequence[int], placements: Sequence[Placement]
+    name: str, whole: tuple[int, ...], sizes: Sequence[int], at: Sequence[int], placements: Sequence[Placement]
 ) -> Box:
     from torch.distributed.tensor.placement_types import Replicate, Shard, _StridedShard
 
     cuts = []
-    for size, index, placement in zip(mesh.mesh.shape, at, placements, strict=True):
+    for size, index, placement in zip(sizes, at, placements, strict=True):
         if isinstance(placement, _StridedShard):
             cuts.append(Cut(placement.dim, size, index, int(placement.split_factor)))
         elif isinstance(placement, Shard):
@@ -188,7 +196,7 @@ def empty_as(
     if layout == LIKE and whole == tuple(parameter.shape):
         local = torch.empty_like(memory, dtype=dtype, device=device)
     else:
-        local = torch.empty(_box(name, whole, mesh, at, placements).shape, dtype=dtype, device=device)
+        local = torch.empty(_box(name, whole, mesh.mesh.shape, at, placements).shape, dtype=dtype, device=device)
     stride = torch.empty(whole, device="meta").stride()
     return DTensor.from_local(local, mesh, placements, run_check=False, shape=torch.Size(whole), stride=stride)
 

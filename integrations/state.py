@@ -30,7 +30,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ckptd.ckpt.errors import StateError
 from ckptd.integrations.rng import Generators
-from ckptd.integrations.shards import is_dtensor, layouts_of, memory_of
+from ckptd.integrations.shards import check_state, is_dtensor, layouts_of, memory_of
 from ckptd.integrations.tree import Encoder
 
 RNG = "rng"
@@ -85,12 +85,14 @@ class Model:
             self._sites = list(_walk(self.module, "", self._own, frozenset()))
             self._children = _children_of(self._sites)
             self._sharding = [site.module for site in self._sites if _is_fully_sharded(site.module)]
+            self.reshard()
         return self._sites
 
     def reshard(self) -> None:
-        """Have fully_shard's modules show their sharded parameters: after an evaluation they may still show whole ones."""
-        if not self._sites:
-            self.sites()
+        """Have fully_shard's modules show their sharded parameters: after an evaluation they may still show whole ones.
+
+        Looks at those that `sites` has found so far, and costs a microsecond each.
+        """
         for module in self._sharding:
             module.reshard()
 
@@ -206,7 +208,9 @@ class TrainingState:
             for owned in chain.from_iterable(self.groups(name)):
                 for key, value in optimizer.state.get(owned.parameter, {}).items():
                     if isinstance(key, str) and isinstance(value, torch.Tensor):
-                        leaves.append(Leaf(f"{name}.state.{owned.name}.{key}", value, owned.replicas))
+                        path = f"{name}.state.{owned.name}.{key}"
+                        check_state(path, value, owned.parameter)
+                        leaves.append(Leaf(path, value, owned.replicas))
         return leaves
 
     def probe(self) -> list[torch.Tensor]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-TIMEOUT_S = 100
+TIMEOUT_S = 200
 
 
 def run_ranks(module: str, world: int, *arguments: str, environment: Mapping[str, str] | None = None) -> list[str]:

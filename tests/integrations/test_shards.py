@@ -259,6 +259,28 @@ def test_meshes_of_a_part_of_the_ranks_are_told_apart(tmp_path: Path) -> None:
     on_every_rank(restore)
 
 
+def test_replicas_among_a_part_of_the_ranks_split_what_they_share(tmp_path: Path) -> None:
+    """Each process group captures its own tensors once, half by either of its ranks, and reads back its own."""
+
+    def replicas(rank: int, fill: float) -> dict[str, Any]:
+        groups = [dist.new_group([0, 1]), dist.new_group([2, 3])]
+        module = module_of({"w": torch.full((4, 3), fill + rank // 2)})
+        return {"model": DistributedDataParallel(module, process_group=groups[rank // 2])}
+
+    found = captured(tmp_path, lambda rank: replicas(rank, 1.0))
+    images = [safetensors.torch.load_file(image.path) for image in found]
+    assert [
+        image[name].shape for image, name in zip(images, ["model.w"] * 2 + ["rank-00002.model.w"] * 2, strict=True)
+    ] == [(2, 3)] * WORLD
+
+    def restore(rank: int) -> None:
+        live = replicas(rank, 7.0)
+        restore_from(found, live, VERSION, ranks=Ranks(rank, WORLD))
+        assert bits(live["model"].module.w) == bits(torch.full((4, 3), 1.0 + rank // 2))
+
+    on_every_rank(restore)
+
+
 def test_a_buffer_that_is_distributed_stays_with_its_rank(tmp_path: Path) -> None:
     """Buffers are copied at once, each rank its local part, under its own name."""
 
@@ -317,6 +339,16 @@ def test_distributed_tensors_inside_a_state_dict_are_refused(tmp_path: Path) -> 
         capture_to(tmp_path / "image", {"ema": Keeper(spread(torch.rand(4, 2), "rows"))}, VERSION)
 
 
+def test_distributed_state_of_a_plain_parameter_is_refused(tmp_path: Path) -> None:
+    """Nothing here would say on which mesh to make it anew."""
+    with as_rank(0):
+        model = module_of({"w": torch.rand(4, 2)})
+        optimizer = Odd(model.parameters())
+        optimizer.state[model.get_parameter("w")]["like"] = spread(torch.rand(4, 2), "rows")
+        with pytest.raises(StateError, match=r"optimizer\.state\.w\.like: found a DTensor in the state of a parameter"):
+            capture_to(tmp_path / "image", {"model": model, "optimizer": optimizer}, VERSION)
+
+
 def test_a_rank_outside_of_a_mesh_has_no_part() -> None:
     """It captures nothing of such a tensor and is not asked for anything."""
     with as_rank(3):
@@ -345,6 +377,7 @@ def test_layouts_have_words() -> None:
         for layout, message in (
             ("R", "on a mesh of 2"),
             ("R Q", "expected words like"),
+            ("R S0/0", "expected words like"),
             ("S0 S7", r"of shape \[8, 4\]"),
         ):
             with pytest.raises(StateError, match=message):
