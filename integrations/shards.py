@@ -63,8 +63,8 @@ def check_state(name: str, value: torch.Tensor, parameter: torch.Tensor) -> None
     """Raises StateError for a DTensor in the state of a parameter that is none: a restore could not make it anew."""
     if is_dtensor(value) and not is_dtensor(parameter):
         raise StateError(
-            f"{name}: found a DTensor in the state of a parameter that is a plain tensor; expected it to be distributed like "
-            "the parameter, or plain; make the parameter a DTensor, too"
+            f"{name}: found a DTensor in the state of a parameter that is a plain tensor; expected both or none: "
+            "distribute the parameter, too"
         )
 
 
