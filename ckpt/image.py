@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, NoReturn
 
+from ckptd.ckpt.boxes import Box
 from ckptd.ckpt.errors import CorruptionError, StateError
 from ckptd.ckpt.model import JOB_NAME, Version
 from ckptd.ckpt.pieces import Buffer
@@ -58,7 +59,7 @@ _BETWEEN = '\\", \\"step\\": \\"'
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One tensor, or one run of rows of a tensor, as it is stored."""
+    """One tensor, or one box of a tensor, as it is stored."""
 
     name: str
     dtype: str
@@ -94,19 +95,20 @@ class Entry:
         """The shape of the whole tensor in true elements."""
         return self.global_shape[:-1] if self.true_dtype else self.global_shape
 
+    @property
+    def box(self) -> Box:
+        """Where this part lies in the whole tensor, in true elements."""
+        return Box(self.offsets[: len(self.local)], self.local)
 
-def entry_of(
-    name: str, dtype: str, itemsize: int, shape: tuple[int, ...], rows: tuple[int, int] | None = None
-) -> Entry:
-    """Describe a tensor of torch's `dtype` name and global `shape`; `rows` is (start, count) of a part along dim 0."""
-    offsets, local = (0,) * len(shape), shape
-    if rows is not None and shape:
-        offsets, local = (rows[0], *offsets[1:]), (rows[1], *shape[1:])
+
+def entry_of(name: str, dtype: str, itemsize: int, whole: tuple[int, ...], box: Box | None = None) -> Entry:
+    """Describe a tensor of torch's `dtype` name and shape `whole`, or that part of it which lies in `box`."""
+    part = box or Box.whole(whole)
     stock = STOCK.get(dtype)
     if stock is not None:
-        return Entry(name, stock[0], local, offsets, shape)
+        return Entry(name, stock[0], part.shape, part.offsets, whole)
     assert itemsize in (1, 2, 4, 8, 16), f"{name}: {dtype} has {itemsize} bytes per element"
-    return Entry(name, "U8", (*local, itemsize), (*offsets, 0), (*shape, itemsize), dtype)
+    return Entry(name, "U8", (*part.shape, itemsize), (*part.offsets, 0), (*whole, itemsize), dtype)
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,7 +79,7 @@ class Checkpointer:
         self._job = check_job_name(read(job=job).job)
         self._every = every
         self._ranks = Ranks.detect()
-        self._state = TrainingState(state, self._ranks.world)
+        self._state = TrainingState(state, self._ranks.rank)
         self._epoch: int | None = None
         self._attempts = 0
         self._last = -1

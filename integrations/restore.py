@@ -9,22 +9,24 @@ dtype of its parameter.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import chain
 from typing import Any
 
 import torch
 
+from ckptd.ckpt.boxes import Box, tile
 from ckptd.ckpt.client import Found
 from ckptd.ckpt.errors import CorruptionError, StateError
 from ckptd.ckpt.image import Entry, parse
 from ckptd.ckpt.model import Version
 from ckptd.ckpt.strict import json_object
 from ckptd.integrations.ranks import Ranks
+from ckptd.integrations.shards import LIKE, PLAIN, Part, empty_as, first_holder, part_of, saved_layout
 from ckptd.integrations.sources import document_name, own_name
 from ckptd.integrations.state import Model, Owned, TrainingState
-from ckptd.integrations.tensors import Mapping, dtype_of, plain
+from ckptd.integrations.tensors import Mapping, dtype_of
 from ckptd.integrations.tree import decode
 
 _OF_A_RANK = re.compile(r"(rank-\d{5,}|ckptd)\.")
@@ -32,11 +34,14 @@ _MOST_NAMES = 10
 
 
 class Snapshot:
-    """All ranks' images of one version, mapped; tensors by the name of their entry, put together from their parts."""
+    """All ranks' images of one version, mapped; tensors by the name of their entry, put together from their parts.
+
+    Nothing is read here but headers: `read` touches those rows of an image that it copies, and no others.
+    """
 
     def __init__(self, found: Sequence[Found], version: Version, job: str, world: int) -> None:
-        """Raises CorruptionError when an image is not what it was announced as, or rows are missing or doubled."""
-        self.parts: dict[str, list[tuple[Entry, torch.Tensor]]] = {}
+        """Raises CorruptionError when an image is not what it was announced as, or elements are missing or doubled."""
+        self.parts: dict[str, list[tuple[Entry, Mapping, tuple[int, int]]]] = {}
         if [image.rank for image in found] != list(range(world)):
             raise CorruptionError(
                 f"{version}: found images of ranks {[image.rank for image in found]}, expected {world}"
@@ -50,35 +55,43 @@ class Snapshot:
                     f"{image.path}: the image says {says}, expected {(version, job, image.rank, world)}"
                 )
             for entry in header.entries:
-                self.parts.setdefault(entry.name, []).append((entry, mapping.tensor(entry, header.spans[entry.name])))
+                self.parts.setdefault(entry.name, []).append((entry, mapping, header.spans[entry.name]))
         for name, parts in self.parts.items():
-            parts.sort(key=lambda part: part[0].offsets[:1])
-            _check_cover(name, [entry for entry, _ in parts])
+            _check_cover(name, [entry for entry, _, _ in parts])
 
-    def read(self, name: str, into: torch.Tensor) -> None:
-        """Copy a tensor into one of the same shape and dtype."""
-        for entry, source in self.parts[name]:
-            target = into.narrow(0, entry.offsets[0], source.size(0)) if into.dim() else into
+    def read(self, name: str, into: torch.Tensor, wanted: Box) -> None:
+        """Copy what lies in `wanted` of a tensor into one of that shape and of the same dtype."""
+        written = 0
+        for entry, mapping, span in self.parts[name]:
+            common = entry.box.meet(wanted)
+            if common is None:
+                continue
+            source = mapping.tensor(entry, span)[common.within(entry.box)]
+            target = into[common.within(wanted)]
             for dim in _expanded(target):  # all its elements are one in memory: write that one
                 target, source = target.narrow(dim, 0, 1), source.narrow(dim, 0, 1)
             target.copy_(source)
+            written += common.size
+        assert written == wanted.size, f"{name}: wrote {written} of {wanted.size} elements, though the parts cover them"
 
     def tensor(self, name: str) -> torch.Tensor:
-        """A private copy of a tensor, on the CPU. Raises KeyError."""
+        """A private copy of a whole tensor, on the CPU. Raises KeyError."""
         entry = self.parts[name][0][0]
         made = torch.empty(entry.whole, dtype=dtype_of(entry))
-        self.read(name, made)
+        self.read(name, made, Box.whole(entry.whole))
         return made
 
-    def mismatch(self, name: str, live: torch.Tensor) -> str | None:
-        """What keeps the tensor from being read into `live`, in words."""
-        entry = self.parts[name][0][0]
-        if entry.whole != tuple(live.shape) or dtype_of(entry) != live.dtype:
-            here = f"{str(live.dtype).removeprefix('torch.')} {list(live.shape)} here"
+    def mismatch(self, name: str, part: Part) -> str | None:
+        """What keeps a part of the tensor from being read into the one that is there, in words."""
+        entry, live = self.parts[name][0][0], part.local
+        if entry.whole != part.whole or dtype_of(entry) != live.dtype:
+            here = f"{str(live.dtype).removeprefix('torch.')} {list(part.whole)} here"
             return f"{name} ({entry.dtype_name} {list(entry.whole)} in the snapshot, {here})"
         expanded = _expanded(live)
         if expanded:
-            raw = self.tensor(name).unsqueeze(-1).view(torch.uint8)
+            values = torch.empty(part.box.shape, dtype=live.dtype)
+            self.read(name, values, part.box)
+            raw = values.unsqueeze(-1).view(torch.uint8)
             if any(not torch.equal(raw, raw.narrow(dim, 0, 1).expand_as(raw)) for dim in expanded):
                 return f"{name} (different elements in the snapshot, expanded from one here)"
         return None
@@ -89,18 +102,12 @@ def _expanded(tensor: torch.Tensor) -> list[int]:
 
 
 def _check_cover(name: str, entries: Sequence[Entry]) -> None:
-    first, rows = entries[0], 0
-    expected = first.whole[0] if first.whole else 1
-    for entry in entries:
-        whole_rows = entry.offsets[1:] == (0,) * (len(entry.offsets) - 1) and entry.local[1:] == first.whole[1:]
-        alike = (entry.whole, entry.dtype, entry.true_dtype) == (first.whole, first.dtype, first.true_dtype)
-        if not (whole_rows and alike and entry.offsets[:1] == ((rows,) if entry.offsets else ())):
-            raise CorruptionError(
-                f"{name}: the parts in the images overlap or do not fit together; choose another step"
-            )
-        rows += entry.local[0] if entry.local else 1
-    if rows != expected:
-        raise CorruptionError(f"{name}: found {rows} rows in the images, expected {expected}; choose another step")
+    kinds = {(entry.whole, entry.dtype, entry.true_dtype) for entry in entries}
+    if len(kinds) != 1 or not tile(entries[0].whole, [entry.box for entry in entries]):
+        raise CorruptionError(
+            f"{name}: the {len(entries)} parts in the images leave elements out, overlap or do not fit together; "
+            "choose another step"
+        )
 
 
 class Restore:
@@ -137,19 +144,22 @@ class Restore:
         names = self._snapshot.parts
         return {name for name in names if (name.startswith(prefix) if prefix else not _OF_A_RANK.match(name))}
 
-    def _fits(self, entry: str, live: torch.Tensor) -> bool:
+    def _into(self, entry: str, part: Part) -> None:
+        """Have an entry read into what this rank holds of it, if that fits."""
         self._used.add(entry)
-        problem = self._snapshot.mismatch(entry, live)
+        problem = self._snapshot.mismatch(entry, part)
         if problem:
             self._differs.append(problem)
-        return not problem
+        else:
+            self._actions.append(partial(self._snapshot.read, entry, part.local, part.box))
 
-    def _tensor(self, name: str, live: torch.Tensor, replicated: bool) -> None:
-        entry = name if replicated else own_name(name, self._rank)
-        if entry not in self._snapshot.parts:
+    def _tensor(self, name: str, live: torch.Tensor, replicas: tuple[int, ...]) -> None:
+        part = part_of(name, live, replicas)
+        entry = own_name(name, part.holders[0])
+        if entry in self._snapshot.parts:
+            self._into(entry, part)
+        elif part.replicas:
             self._missing.append(entry)
-        elif self._fits(entry, live):
-            self._actions.append(partial(self._snapshot.read, entry, plain(name, live)))
 
     def _private(self, name: str) -> torch.Tensor:
         entry = own_name(name, self._rank)
@@ -157,10 +167,10 @@ class Restore:
         return self._snapshot.tensor(entry)
 
     def _model(self, model: Model, extras: dict[str, Any] | None) -> None:
-        for name, parameter, replicated in model.parameters():
-            self._tensor(f"{model.name}.{name}", parameter, replicated)
+        for name, parameter, replicas in model.parameters():
+            self._tensor(f"{model.name}.{name}", parameter, replicas)
         for name, buffer in model.buffers():
-            self._tensor(f"{model.name}.{name}", buffer, replicated=False)
+            self._tensor(f"{model.name}.{name}", buffer, (self._rank,))
         extras = dict(extras or {})
         for path, site in model.extras():
             if path in extras:
@@ -191,73 +201,70 @@ class Restore:
             return
         optimizer = self._state.optimizers[name]
         members = {owned.name: owned for owned in chain.from_iterable(groups)}
-        tensors = self._state_of(name, members)
-        for owned in members.values():
-            self._check_state(optimizer.state.get(owned.parameter, {}), tensors[owned.name])
+        tensors = self._state_of(name, members, saved)
         values = {key: decode(value, self._private) for key, value in saved["values"].items()}
         options = [decode(group["options"], self._private) for group in saved["groups"]]
         other = decode(saved["other"], self._private)
+        order = decode(saved["order"], self._private)
+        have = {key for held in (*tensors.values(), *values.values()) for key in held}
+        self._missing += [f"{name}.state.*.{key}" for key in order if key not in have]
         self._actions.append(partial(_write_options, optimizer, options, other))
-        at = {key: index for index, key in enumerate(decode(saved["order"], self._private))}
+        at = {key: index for index, key in enumerate(order)}
         for owned in members.values():
-            entries = tensors[owned.name]
-            write = partial(
-                self._write_state, optimizer, owned, entries, values.get(owned.name, {}), at, saved["on_cpu"]
-            )
-            self._actions.append(write)
+            made = {key: self._target(name, owned, key, *held, saved) for key, held in tensors[owned.name].items()}
+            self._actions.append(partial(_write_state, optimizer, owned, made | values.get(owned.name, {}), at))
 
-    def _state_of(self, name: str, members: dict[str, Owned]) -> dict[str, dict[str, str]]:
-        """Per parameter: the keys of its optimizer state and the entries that hold them."""
-        found: dict[str, dict[str, str]] = {member: {} for member in members}
-        for replicated in (False, True):
-            prefix = f"{own_name(name, 0 if replicated else self._rank)}.state."
+    def _state_of(
+        self, name: str, members: dict[str, Owned], saved: dict[str, Any]
+    ) -> dict[str, dict[str, tuple[str, str]]]:
+        """Per parameter: the keys of its optimizer state, the entries that hold them, and how these are distributed."""
+        found: dict[str, dict[str, tuple[str, str]]] = {member: {} for member in members}
+        firsts = {
+            member: {PLAIN: owned.replicas[0], LIKE: first_holder(owned.parameter, owned.replicas)}
+            for member, owned in members.items()
+        }
+        for first in sorted({rank for ranks in firsts.values() for rank in ranks.values()}):
+            prefix = f"{own_name(name, first)}.state."
             for entry in self._snapshot.parts:
                 if not entry.startswith(prefix):
                     continue
                 rest = entry[len(prefix) :]
                 for dot in reversed([match.start() for match in re.finditer(r"\.", rest)]):  # names and keys have dots
-                    owned = members.get(rest[:dot])
-                    if owned is not None and owned.replicated == replicated:
-                        found[owned.name][rest[dot + 1 :]] = entry
+                    member, key = rest[:dot], rest[dot + 1 :]
+                    if member in members:
+                        layout = saved_layout(saved, member, key)
+                        if firsts[member][PLAIN if layout == PLAIN else LIKE] == first:
+                            found[member][key] = (entry, layout)
                         break
         return found
 
-    def _check_state(self, live: dict[str, Any], entries: dict[str, str]) -> None:
-        for key, entry in entries.items():
-            self._used.add(entry)
-            if isinstance(live.get(key), torch.Tensor):
-                self._fits(entry, live[key])
-
-    def _write_state(
-        self,
-        optimizer: torch.optim.Optimizer,
-        owned: Owned,
-        entries: dict[str, str],
-        values: dict[Any, Any],
-        at: dict[Any, int],
-        on_cpu: Iterable[str],
-    ) -> None:
-        """Make the state of one parameter exactly what was captured, in the tensors that are there already.
-
-        `at` gives the places of the keys: a state_dict() shall list them as before.
-        """
-        parameter = owned.parameter.detach()
-        live = optimizer.state.get(owned.parameter, {})
-        made = dict(values)
-        for key, entry in entries.items():
-            target = live.get(key)
+    def _target(
+        self, name: str, owned: Owned, key: str, entry: str, layout: str, saved: dict[str, Any]
+    ) -> torch.Tensor | None:
+        """The tensor that will hold this entry, the live one or a new one; None, and the reason noted, if none can."""
+        target = self._state.optimizers[name].state.get(owned.parameter, {}).get(key)
+        path = f"{name}.state.{owned.name}.{key}"
+        try:
             if not isinstance(target, torch.Tensor):
                 described = self._snapshot.parts[entry][0][0]
-                device = torch.device("cpu") if key in on_cpu else parameter.device
-                if described.whole == tuple(parameter.shape):  # in the parameter's memory order, as optimizers make it
-                    target = torch.empty_like(parameter, dtype=dtype_of(described), device=device)
-                else:
-                    target = torch.empty(described.whole, dtype=dtype_of(described), device=device)
-            self._snapshot.read(entry, target.detach())
-            made[key] = target
-        optimizer.state.pop(owned.parameter, None)
-        if made:
-            optimizer.state[owned.parameter] = {key: made[key] for key in sorted(made, key=at.__getitem__)}
+                device = torch.device("cpu") if key in saved["on_cpu"] else owned.parameter.device
+                target = empty_as(path, owned.parameter, layout, described.whole, dtype_of(described), device)
+            self._into(entry, part_of(path, target, owned.replicas))
+        except StateError as error:
+            self._used.add(entry)
+            self._differs.append(str(error))
+            return None
+        return target
+
+
+def _write_state(optimizer: torch.optim.Optimizer, owned: Owned, made: dict[Any, Any], at: dict[Any, int]) -> None:
+    """Make the state of one parameter exactly what was captured, in the tensors that were there already.
+
+    `at` gives the places of the keys: a state_dict() shall list them as before.
+    """
+    optimizer.state.pop(owned.parameter, None)
+    if made:
+        optimizer.state[owned.parameter] = {key: made[key] for key in sorted(made, key=at.__getitem__)}
 
 
 def _write_options(optimizer: torch.optim.Optimizer, options: list[dict[str, Any]], other: dict[Any, Any]) -> None:

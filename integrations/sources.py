@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from ckptd.ckpt.image import PAGE, Layout
-from ckptd.ckpt.plan import Item, split
+from ckptd.ckpt.plan import Item, Share, split
 from ckptd.integrations.ranks import Ranks
+from ckptd.integrations.shards import Part, memory_of, part_of
 from ckptd.integrations.state import Leaf
-from ckptd.integrations.tensors import Mapping, entry, plain
+from ckptd.integrations.tensors import Mapping, entry
 
 Spec = tuple[str, torch.dtype, torch.Size]
 
 
 def own_name(name: str, rank: int) -> str:
-    """The entry of a tensor that only this rank has. Rank 0's go without prefix, so that stock readers find them."""
+    """The entry of a tensor that is this rank's, or that this rank and others after it hold parts of.
+
+    Rank 0's go without prefix, so that stock readers find them.
+    """
     return name if rank == 0 else f"rank-{rank:05d}.{name}"
 
 
@@ -29,7 +34,8 @@ def document_name(rank: int) -> str:
 def signature_of(tensors: Sequence[torch.Tensor]) -> tuple[object, ...]:
     """Differs when a tensor was added, removed, replaced, moved or reshaped. The plan keeps the tensors alive, so that
     no new object gets the id of an old one."""
-    return tuple((id(t), t.data_ptr(), t.shape, t.stride()) for t in tensors)
+    seen = ((id(tensor), memory_of(tensor)) for tensor in tensors)
+    return tuple((name, memory.data_ptr(), memory.shape, memory.stride()) for name, memory in seen)
 
 
 def specs_of(eager: dict[str, torch.Tensor]) -> list[Spec]:
@@ -62,17 +68,22 @@ class Plan:
         self.sources: list[Source] = []
         entries = [entry(name, tensor) for name, tensor in zip(self.eager_names, eager.values(), strict=True)]
         entries.append(entry(self.document, torch.empty(self.capacity, dtype=torch.uint8)))
-        local = {leaf.name: plain(leaf.name, leaf.tensor) for leaf in leaves}
-        shares = split([_item(leaf.name, local[leaf.name]) for leaf in leaves if leaf.replicated], ranks.world)
-        mine = {share.name: (share.start, share.count) for share in shares[ranks.rank]}
+        parts = {leaf.name: part_of(leaf.name, leaf.tensor, leaf.replicas) for leaf in leaves}
+        shares = _shares(parts, ranks.rank)
         for leaf in leaves:
-            if leaf.replicated and leaf.name not in mine:
+            share = shares.get(leaf.name)
+            if share is None:
                 continue
-            tensor = local[leaf.name]
-            name = leaf.name if leaf.replicated else own_name(leaf.name, ranks.rank)
-            rows = mine[leaf.name] if leaf.replicated and _has_rows(tensor) else None
-            entries.append(entry(name, tensor, rows))
-            self.sources.append(Source(name, leaf.tensor, tensor if rows is None else tensor.narrow(0, *rows)))
+            part = parts[leaf.name]
+            name = own_name(leaf.name, part.holders[0])
+            if not part.box.size:
+                entries.append(entry(name, part.local, part.whole))  # of nothing, this rank has all
+                continue
+            box, rows = part.box, part.local
+            if box.shape:
+                box, rows = box.rows(share.start, share.count), rows.narrow(0, share.start, share.count)
+            entries.append(entry(name, rows, part.whole, box))
+            self.sources.append(Source(name, leaf.tensor, rows))
         self.layout = Layout.of(entries, job=job, rank=ranks.rank, world=ranks.world)
         self._at = {entry.name: entry for entry in self.layout.entries}
         self.device = next((source.rows.device for source in self.sources if source.rows.is_cuda), None)
@@ -95,10 +106,19 @@ class Plan:
         return [mapping.tensor(self._at[name], self.layout.spans[name]) for name in names]
 
 
-def _has_rows(tensor: torch.Tensor) -> bool:
-    return tensor.dim() > 0 and tensor.numel() > 0
+def _shares(parts: dict[str, Part], rank: int) -> dict[str, Share]:
+    """What this rank captures of the parts that it holds, by name.
 
-
-def _item(name: str, tensor: torch.Tensor) -> Item:
-    rows = tensor.size(0) if _has_rows(tensor) else 1
-    return Item(name, rows, tensor.numel() * tensor.element_size() // rows)
+    What the same ranks hold alike is split between them, and each of them comes to the same split. Nobody writes an empty
+    part, except that the first holder of an empty tensor says that there is one.
+    """
+    pools: dict[tuple[int, ...], list[Item]] = {}
+    for name, part in parts.items():
+        rows = part.box.shape[0] if part.box.shape else 1
+        if part.box.size:
+            item = Item(name, rows, part.box.size * part.local.element_size() // rows)
+            pools.setdefault(part.replicas, []).append(item)
+        elif math.prod(part.whole) == 0 and part.holders[0] == rank:
+            pools.setdefault((rank,), []).append(Item(name, 1, 0))
+    mine = [share for same, items in pools.items() for share in split(items, len(same))[same.index(rank)]]
+    return {share.name: share for share in mine}

@@ -10,8 +10,9 @@
     all that is no tensor    one JSON document per rank                  eager
 
 Lazy tensors do not change between two optimizer updates, so they may be copied while training goes on; eager ones are
-copied at once. Lazy tensors of a model in DistributedDataParallel are replicated: every rank holds the same bytes.
-Tied weights are captured under each of their names.
+copied at once. Lazy tensors of a model in DistributedDataParallel are replicated: every rank of its process group holds the
+same bytes. DTensors know themselves who holds what (`shards.py`); where a buffer is one, this rank's part is a tensor of its
+own. Tied weights are captured under each of their names.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ckptd.ckpt.errors import StateError
 from ckptd.integrations.rng import Generators
+from ckptd.integrations.shards import check_state, is_dtensor, layouts_of, memory_of
 from ckptd.integrations.tree import Encoder
 
 RNG = "rng"
@@ -50,7 +52,8 @@ class Leaf:
 
     name: str
     tensor: torch.Tensor
-    replicated: bool
+    replicas: tuple[int, ...]
+    """The ranks that hold it alike, in ascending order. Says nothing of DTensors, which know that themselves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,42 +62,56 @@ class Site:
 
     path: str
     module: nn.Module
-    unlike: frozenset[str] | None
-    """None: its parameters are this rank's own. Otherwise they are replicated, except for those named here."""
+    replicas: tuple[int, ...]
+    """The ranks that hold its parameters alike: this one alone, or those of its DistributedDataParallel."""
+    unlike: frozenset[str]
+    """The names of parameters that are this rank's own all the same."""
 
 
 class Model:
     """A module, seen without the wrappers of DistributedDataParallel and torch.compile."""
 
-    def __init__(self, name: str, module: nn.Module, world: int) -> None:
+    def __init__(self, name: str, module: nn.Module, rank: int) -> None:
         self.name = name
         self.module = module
-        self._world = world
+        self._own = (rank,)
         self._sites: list[Site] = []
         self._children: list[int] = []
+        self._sharding: list[Any] = []
 
     def sites(self) -> list[Site]:
         """Every submodule; walked anew only when one was added, removed or replaced."""
         if not self._sites or self._children != _children_of(self._sites):
-            self._sites = list(_walk(self.module, "", None, self._world))
+            self._sites = list(_walk(self.module, "", self._own, frozenset()))
             self._children = _children_of(self._sites)
+            self._sharding = [site.module for site in self._sites if _is_fully_sharded(site.module)]
+            self.reshard()
         return self._sites
 
-    def parameters(self) -> Iterator[tuple[str, torch.Tensor, bool]]:
-        """(canonical name, parameter, replicated); tied ones under each of their names."""
+    def reshard(self) -> None:
+        """Have fully_shard's modules show their sharded parameters: after an evaluation they may still show whole ones.
+
+        Looks at those that `sites` has found so far, and costs a microsecond each.
+        """
+        for module in self._sharding:
+            module.reshard()
+
+    def parameters(self) -> Iterator[tuple[str, torch.Tensor, tuple[int, ...]]]:
+        """(canonical name, parameter, ranks that hold it alike); tied ones under each of their names."""
         for site in self.sites():
             for key, parameter in vars(site.module)["_parameters"].items():
                 if parameter is not None:
                     name = site.path + key
-                    yield name, parameter, site.unlike is not None and name not in site.unlike
+                    own = name in site.unlike or is_dtensor(parameter)
+                    yield name, parameter, self._own if own else site.replicas
 
     def buffers(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """(canonical name, buffer): the persistent ones, as in a state_dict()."""
+        """(canonical name, buffer): the persistent ones, as in a state_dict(); of a DTensor its local tensor."""
         for site in self.sites():
             skipped = vars(site.module)["_non_persistent_buffers_set"]
             for key, buffer in vars(site.module)["_buffers"].items():
                 if buffer is not None and key not in skipped:
-                    yield site.path + key, buffer
+                    yield site.path + key, memory_of(buffer)
 
     def extras(self) -> Iterator[tuple[str, nn.Module]]:
         """(canonical path, submodule) of those that define `get_extra_state`."""
@@ -103,24 +120,27 @@ class Model:
                 yield site.path, site.module
 
 
+def _is_fully_sharded(module: nn.Module) -> bool:
+    return any(base.__name__ == "FSDPModule" for base in type(module).__mro__)
+
+
 def _children_of(sites: list[Site]) -> list[int]:
     return [id(child) for site in sites for child in vars(site.module)["_modules"].values()]
 
 
-def _walk(module: nn.Module, path: str, unlike: frozenset[str] | None, world: int) -> Iterator[Site]:
+def _walk(module: nn.Module, path: str, replicas: tuple[int, ...], unlike: frozenset[str]) -> Iterator[Site]:
     children = vars(module)["_modules"]
     if isinstance(module, DistributedDataParallel):
-        if world > 1 and dist.get_world_size(module.process_group) == world:
-            # Replicas among a part of the ranks only, as in hybrid sharding, stay unique: safe, if not small.
-            unlike = frozenset(path + name for name in module.parameters_to_ignore)
-        yield from _walk(module.module, path, unlike, world)
+        replicas = tuple(sorted(dist.get_process_group_ranks(module.process_group)))
+        unlike = frozenset(path + name for name in module.parameters_to_ignore)
+        yield from _walk(module.module, path, replicas, unlike)
     elif set(children) == {"_orig_mod"}:  # torch.compile's OptimizedModule, whose class is slow to import
-        yield from _walk(children["_orig_mod"], path, unlike, world)
+        yield from _walk(children["_orig_mod"], path, replicas, unlike)
     else:
-        yield Site(path, module, unlike)
+        yield Site(path, module, replicas, unlike)
         for name, child in children.items():
             if child is not None:
-                yield from _walk(child, f"{path}{name}.", unlike, world)
+                yield from _walk(child, f"{path}{name}.", replicas, unlike)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,26 +149,30 @@ class Owned:
 
     name: str
     parameter: torch.Tensor
-    replicated: bool
+    replicas: tuple[int, ...]
 
 
 class TrainingState:
     """The objects that a Checkpointer was given, by kind, and the random number generators."""
 
-    def __init__(self, objects: Mapping[str, object], world: int) -> None:
+    def __init__(self, objects: Mapping[str, object], rank: int) -> None:
         """Raises StateError for an object that is neither a module, an optimizer nor Stateful, and for bad names."""
         self.models: list[Model] = []
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
         self.statefuls: dict[str, Stateful] = {}
-        self._names: dict[int, tuple[str, bool]] = {}
+        self._own_rank = (rank,)
+        self._names: dict[int, tuple[str, tuple[int, ...]]] = {}
         for name, thing in objects.items():
             if not name.isidentifier() or name in RESERVED:
                 raise StateError(f"{name!r}: expected a Python identifier other than {sorted(RESERVED)}; rename it")
             if isinstance(thing, nn.Module):
-                self.models.append(Model(name, thing, world))
+                self.models.append(Model(name, thing, rank))
             elif isinstance(thing, torch.optim.Optimizer):
                 if any(base.__name__ == "ZeroRedundancyOptimizer" for base in type(thing).__mro__):
-                    raise StateError(f"{name}: found a ZeroRedundancyOptimizer; sharded states are not supported yet")
+                    raise StateError(
+                        f"{name}: found a ZeroRedundancyOptimizer, whose ranks hold different parts of the state of equal "
+                        "parameters; expected one that holds the state of its own: shard with fully_shard() instead"
+                    )
                 self.optimizers[name] = thing
             elif isinstance(thing, Stateful) and not isinstance(thing, type):
                 self.statefuls[name] = thing
@@ -167,8 +191,8 @@ class TrainingState:
         ]
 
     def _own(self, parameter: torch.Tensor, fallback: str) -> Owned:
-        name, replicated = self._names.get(id(parameter), (fallback, False))
-        return Owned(name, parameter, replicated)
+        name, replicas = self._names.get(id(parameter), (fallback, self._own_rank))
+        return Owned(name, parameter, replicas)
 
     def lazy(self) -> list[Leaf]:
         """All lazy tensors under their names; also learns the parameters' names anew."""
@@ -176,18 +200,23 @@ class TrainingState:
         self._names = {}
         for model in self.models:
             prefix = f"{model.name}." if len(self.models) > 1 else ""
-            for name, parameter, replicated in model.parameters():
-                leaves.append(Leaf(f"{model.name}.{name}", parameter, replicated))
-                self._names.setdefault(id(parameter), (prefix + name, replicated))
+            model.reshard()
+            for name, parameter, replicas in model.parameters():
+                leaves.append(Leaf(f"{model.name}.{name}", parameter, replicas))
+                self._names.setdefault(id(parameter), (prefix + name, replicas))
         for name, optimizer in self.optimizers.items():
             for owned in chain.from_iterable(self.groups(name)):
                 for key, value in optimizer.state.get(owned.parameter, {}).items():
                     if isinstance(key, str) and isinstance(value, torch.Tensor):
-                        leaves.append(Leaf(f"{name}.state.{owned.name}.{key}", value, owned.replicated))
+                        path = f"{name}.state.{owned.name}.{key}"
+                        check_state(path, value, owned.parameter)
+                        leaves.append(Leaf(path, value, owned.replicas))
         return leaves
 
     def probe(self) -> list[torch.Tensor]:
         """The live lazy tensors without their names: cheap enough for every step, to notice a change of layout."""
+        for model in self.models:
+            model.reshard()
         found = [
             parameter
             for model in self.models
@@ -247,4 +276,11 @@ class TrainingState:
                     values[owned.name] = encoder.encode(plain, f"{name}.values.{owned.name}")
         other = {key: value for key, value in optimizer.state.items() if not isinstance(key, torch.Tensor)}
         rest = {"other": encoder.encode(other, f"{name}.other"), "order": encoder.encode(list(order), f"{name}.order")}
-        return {"groups": groups, "values": values, "on_cpu": sorted(on_cpu), **rest}
+        placed = layouts_of(
+            name,
+            (
+                (owned.name, owned.parameter, optimizer.state.get(owned.parameter, {}))
+                for owned in chain(*self.groups(name))
+            ),
+        )
+        return {"groups": groups, "values": values, "on_cpu": sorted(on_cpu), **placed, **rest}

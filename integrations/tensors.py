@@ -13,6 +13,7 @@ import torch
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from ckptd.ckpt.boxes import Box
 from ckptd.ckpt.errors import CorruptionError, StateError
 from ckptd.ckpt.image import Entry, entry_of
 
@@ -26,8 +27,8 @@ def plain(name: str, tensor: torch.Tensor) -> torch.Tensor:
     kind = type(tensor)
     if _SHARDED & {base.__name__ for base in kind.__mro__}:
         raise StateError(
-            f"{name}: found a {kind.__name__}, expected whole local tensors: sharded tensors are not supported yet; "
-            "train with DistributedDataParallel, or leave this object out of the Checkpointer"
+            f"{name}: found a {kind.__name__}, expected a whole local tensor; DTensors are captured as parameters and "
+            "buffers of a module and as tensors of an optimizer's state: give the Checkpointer that module or optimizer"
         )
     if is_lazy(tensor):
         raise StateError(f"{name}: not initialized yet; run one forward before the first snapshot")
@@ -50,9 +51,10 @@ def _copies(dtype: torch.dtype) -> bool:
     return True
 
 
-def entry(name: str, tensor: torch.Tensor, rows: tuple[int, int] | None = None) -> Entry:
-    """Describe a tensor, or its `rows` (start, count), for the image."""
-    return entry_of(name, str(tensor.dtype).removeprefix("torch."), tensor.element_size(), tuple(tensor.shape), rows)
+def entry(name: str, tensor: torch.Tensor, whole: tuple[int, ...] | None = None, box: Box | None = None) -> Entry:
+    """Describe a tensor for the image, or a tensor that is the part in `box` of one of shape `whole`."""
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    return entry_of(name, dtype, tensor.element_size(), tuple(tensor.shape) if whole is None else whole, box)
 
 
 def dtype_of(described: Entry) -> torch.dtype:

@@ -134,7 +134,7 @@ def capture_to(
     path: Path, objects: Mapping[str, object], version: Version, *, ranks: Ranks = ALONE, job: str = "job"
 ) -> Found:
     """Write the image of some objects to a file, without any Checkpointer or thread."""
-    state = TrainingState(objects, ranks.world)
+    state = TrainingState(objects, ranks.rank)
     leaves = state.lazy()
     eager, document = state.eager()
     plan = Plan(leaves, eager, len(document), job=job, ranks=ranks)
@@ -148,7 +148,7 @@ def restore_from(
     found: Sequence[Found], objects: Mapping[str, object], version: Version, *, ranks: Ranks = ALONE, job: str = "job"
 ) -> None:
     """Bring such images back into objects."""
-    Restore(TrainingState(objects, ranks.world), Snapshot(found, version, job, ranks.world), ranks).apply()
+    Restore(TrainingState(objects, ranks.rank), Snapshot(found, version, job, ranks.world), ranks).apply()
 
 
 def bits(tensor: torch.Tensor) -> bytes:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 
+from ckptd.ckpt.boxes import Box
 from ckptd.ckpt.errors import CorruptionError, StateError
 from ckptd.ckpt.image import MAX_HEADER, PAGE, STOCK, Entry, Layout, entry_of, parse
 from ckptd.ckpt.model import Version
@@ -49,8 +50,8 @@ def tensors() -> dict[str, torch.Tensor]:
 
 
 def whole(name: str, tensor: torch.Tensor, rows: tuple[int, int] | None = None) -> Entry:
-    dtype = str(tensor.dtype).removeprefix("torch.")
-    return entry_of(name, dtype, tensor.element_size(), tuple(tensor.shape), rows)
+    dtype, shape = str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape)
+    return entry_of(name, dtype, tensor.element_size(), shape, rows and Box.whole(shape).rows(*rows))
 
 
 def test_stock_safetensors_reads_an_image(tmp_path: Path) -> None:

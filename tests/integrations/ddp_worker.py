@@ -1,4 +1,4 @@
-"""One rank of a DDP training run: `python -m tests.integrations.ddp_worker RANK DIRECTORY MODE`; prints JSON.
+"""One rank of a DDP training run: `python -m tests.integrations.ddp_worker RANK WORLD DIRECTORY MODE`; prints JSON.
 
 Modes: `fresh` trains six steps; `resume` first tries to restore with an object on rank 1 that no snapshot has, then
 restores and trains up to step six.
@@ -25,10 +25,10 @@ from ckptd.integrations.rng import Generators
 STEPS = 6
 
 
-def main(rank: int, directory: Path, mode: str) -> dict[str, Any]:
+def main(rank: int, world: int, directory: Path, mode: str) -> dict[str, Any]:
     """Train, and return what happened."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{directory}/store-{mode}", rank=rank, world_size=2)
+    dist.init_process_group("gloo", init_method=f"file://{directory}/store-{mode}", rank=rank, world_size=world)
     torch.manual_seed(0)
     layers = nn.Sequential(nn.Linear(8, 64), nn.BatchNorm1d(64), nn.Dropout(0.3), nn.Linear(64, 4))
     model = DistributedDataParallel(layers, broadcast_buffers=False)  # so statistics differ between the ranks
@@ -72,4 +72,4 @@ def unlike(rank: int, directory: Path, **objects: Any) -> str:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])))
+    print(json.dumps(main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4])))

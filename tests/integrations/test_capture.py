@@ -29,7 +29,7 @@ VERSION = Version(1, 5)
 def plan_of(
     tensors: dict[str, torch.Tensor], ranks: Ranks, eager: dict[str, torch.Tensor] | None = None, room: int = 10
 ) -> Plan:
-    leaves = [Leaf(name, tensor, replicated=True) for name, tensor in tensors.items()]
+    leaves = [Leaf(name, tensor, tuple(range(ranks.world))) for name, tensor in tensors.items()]
     return Plan(leaves, eager or {}, room, job="job", ranks=ranks)
 
 
@@ -74,7 +74,7 @@ def test_parts_that_do_not_fit_together_are_refused(tmp_path: Path) -> None:
     first = fill(Slots(), tmp_path / "a", plan_of(tensors, Ranks(0, 2)))
     del tensors["m.spread"]
     second = fill(Slots(), tmp_path / "b", plan_of(tensors, Ranks(1, 2)))
-    with pytest.raises(CorruptionError, match=r"rows in the images|do not fit together"):
+    with pytest.raises(CorruptionError, match="leave elements out, overlap or do not fit together"):
         Snapshot([first, second], VERSION, "job", 2)
 
 

@@ -3,40 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
+from tests.integrations.launch import run_ranks
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 
-ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
 
 
 def train(directory: Path, mode: str) -> list[dict[str, Any]]:
     """Run both ranks; what each printed, in rank order."""
-    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(ROOT)}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.integrations.ddp_worker", str(rank), str(directory), mode],
-            cwd=ROOT,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    printed = [rank.communicate(timeout=100) for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], printed
-    return [json.loads(out) for out, _ in printed]
+    return [json.loads(out) for out in run_ranks("tests.integrations.ddp_worker", 2, str(directory), mode)]
 
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")

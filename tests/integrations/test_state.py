@@ -80,7 +80,7 @@ def test_wrappers_leave_no_trace_in_names(tmp_path: Path) -> None:
     restore_from([found], {"model": plain_}, VERSION)
     assert torch.equal(plain_.get_parameter("0.weight"), inner.weight)
     inner.register_module("late", nn.Linear(1, 1))  # a change of the tree is noticed
-    state = TrainingState({"model": Wrapper(inner)}, 1)
+    state = TrainingState({"model": Wrapper(inner)}, 0)
     assert {leaf.name for leaf in state.lazy()} >= {"model.weight", "model.late.bias"}
     inner.late = nn.Identity()
     assert {leaf.name for leaf in state.lazy()} == {"model.weight", "model.bias"}
@@ -246,7 +246,7 @@ def test_a_state_that_does_not_fit_changes_nothing(tmp_path: Path, what: str, me
     assert torch.equal(torch.get_rng_state(), random_before)
 
 
-class DTensor(torch.Tensor):
+class ShardedTensor(torch.Tensor):
     """Looks sharded."""
 
 
@@ -256,7 +256,7 @@ class ZeroRedundancyOptimizer(torch.optim.SGD):
 
 def sharded() -> nn.Module:
     module = nn.Module()
-    module.register_parameter("weight", nn.Parameter(torch.ones(2).as_subclass(DTensor)))
+    module.register_parameter("weight", nn.Parameter(torch.ones(2).as_subclass(ShardedTensor)))
     return module
 
 
@@ -267,11 +267,14 @@ def sharded() -> nn.Module:
         ({"model": nn.Linear}, "model: found a type"),
         ({"rng": nn.Linear(1, 1)}, "'rng': expected a Python identifier"),
         ({"rank-00001": nn.Linear(1, 1)}, "'rank-00001': expected a Python identifier"),
-        ({"model": sharded()}, r"model\.weight: found a DTensor.*sharded tensors are not supported yet"),
+        ({"model": sharded()}, r"model\.weight: found a ShardedTensor, expected a whole local tensor"),
         ({"model": nn.LazyLinear(2)}, r"model\.weight: not initialized yet; run one forward"),
-        ({"optimizer": ZeroRedundancyOptimizer([torch.ones(1)])}, "sharded states are not supported yet"),
+        (
+            {"optimizer": ZeroRedundancyOptimizer([torch.ones(1)])},
+            "found a ZeroRedundancyOptimizer.*shard with fully_shard",
+        ),
     ],
-    ids=["list", "class", "reserved", "prefix", "DTensor", "lazy", "ZeRO"],
+    ids=["list", "class", "reserved", "prefix", "ShardedTensor", "lazy", "ZeRO"],
 )
 @pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
 def test_objects_that_cannot_be_captured(tmp_path: Path, given_: dict[str, Any], message: str) -> None:
