@@ -42,6 +42,7 @@ log = logging.getLogger(__name__)
 
 _ANSWER_S = 60.0
 _POLL_S = 0.02
+_WAIT_MAX_S = 3600.0
 LEVELS = ("none", "captured", "sealed", "persisted")
 
 
@@ -161,12 +162,30 @@ class LocalServer:
 
     def begin(self, request: pb.BeginRequest) -> pb.BeginReply:
         version, size = version_in(request.version), _size(request.size)
+        waited_s = self._wait_for_room(request.rank, version, request.wait_s)
         answer: ev.Granted | None = self._driver.ask(
-            lambda ticket: ev.BeginAsked(ticket, request.rank, version, size), _ANSWER_S
+            lambda ticket: ev.BeginAsked(ticket, request.rank, version, size, waited_s), _ANSWER_S
         )
         if answer is None:
-            return pb.BeginReply(granted=False)
-        return pb.BeginReply(granted=True, slot=answer.slot.index, path=answer.path)
+            return pb.BeginReply(granted=False, waited_s=waited_s)
+        return pb.BeginReply(granted=True, slot=answer.slot.index, path=answer.path, waited_s=waited_s)
+
+    def _wait_for_room(self, rank: int, version: Version, wait_s: float) -> float:
+        """Wait until a slot is free for the rank, or for `wait_s`; return how long that took, 0.0 if one was free at once.
+
+        Meanwhile the rank has not begun the version: nobody takes it for one that was skipped.
+        """
+        if not 0.0 <= wait_s <= _WAIT_MAX_S:  # which nan is not either
+            raise UsageError(f"found a wait of {wait_s} s for a slot, expected 0 to {_WAIT_MAX_S:.0f}")
+
+        def room(node: Node) -> bool:
+            return node.slots.has_room(rank, version, node.known())
+
+        if not wait_s or self._driver.look(room):
+            return 0.0
+        began = time.monotonic()
+        self._poll(room, wait_s)
+        return time.monotonic() - began
 
     def commit(self, request: pb.CommitRequest) -> pb.Empty:
         slot = ev.SlotId(request.rank, request.slot)
@@ -177,6 +196,10 @@ class LocalServer:
         slot, reason = ev.SlotId(request.rank, request.slot), request.reason[:1000]
         self._driver.ask(lambda ticket: ev.AbortAsked(ticket, slot, version_in(request.version), reason), _ANSWER_S)
         return pb.Empty()
+
+    def persist(self, request: pb.PersistRequest) -> pb.PersistReply:
+        version = version_in(request.version)
+        return pb.PersistReply(stored=self._driver.ask(lambda ticket: ev.PersistAsked(ticket, version), _ANSWER_S))
 
     def wait(self, request: pb.WaitRequest) -> pb.WaitReply:
         if request.level not in LEVELS:

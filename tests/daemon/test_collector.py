@@ -126,7 +126,7 @@ def test_a_successor_knows_who_is_gone_and_waits_for_the_others() -> None:
     """The collector it followed is lost at once; the rest get a moment to report; nothing announced is forgotten."""
     first, second = collector(0), collector(1)
     ledger = told(first, *(report(n, V1, parities=(V1,)) for n in range(3)))
-    second.follow(ledger)
+    second.follow(ledger, 0.0)
     taken_over = told(second, report(1, V1, parities=(V1,)), now=5.0)
     assert taken_over.lost == (0,)
     assert [item.node for item in taken_over.reports] == [1]
@@ -138,7 +138,7 @@ def test_a_collector_that_leads_again_forgets_old_reports() -> None:
     """What it heard when it led before would make everybody look lost, and a decision wrong."""
     first, second = collector(0), collector(1)
     told(second, *(report(n, V1) for n in (1, 2)), now=0.0)
-    second.follow(told(first, *(report(n, V1) for n in range(3)), now=50.0))
+    second.follow(told(first, *(report(n, V1) for n in range(3)), now=50.0), 50.0)
     again = told(second, report(1, V1, seq=2), now=100.0)
     assert again.lost == (0,)
     assert [item.node for item in again.reports] == [1]
