@@ -104,7 +104,8 @@ class Channel(Protocol):
     def begin(self, version: Version, size: int, wait_s: float = 0.0) -> Slot | None:
         """Ask for a slot to capture `version` into; None when every slot is in use (the snapshot is skipped).
 
-        `wait_s`: how many seconds to wait for one, 0 to 3600. Raises StaleStepError when the version is not newer than the last one begun, MemoryBudgetError.
+        `wait_s`: how many seconds to wait for one, 0 to 3600. Raises StaleStepError when the version is not newer than the
+        last one begun, MemoryBudgetError.
         """
         ...
 

@@ -129,10 +129,6 @@ class Config:
             check_domain(self.domain, "domain")
         if self.slots < 2:
             raise UsageError(f"slots {self.slots}: expected 2 or more; one would overwrite the only copy")
-        if self.memory_bytes < 0:
-            raise UsageError(f"memory_bytes {self.memory_bytes}: expected 0 or more")
-        if not 1.0 <= self.mtbf_node_s <= 1e12:  # which nan is not either
-            raise UsageError(f"mtbf_node_s {self.mtbf_node_s}: expected the seconds between two failures of a node")
         if self.scrub_every_s < 0 or self.timing.leave_after_s < self.timing.lost_after_s:
             raise UsageError(
                 f"scrub_every_s {self.scrub_every_s}, leave_after_s {self.timing.leave_after_s}: expected 0 or more, and "
@@ -157,6 +153,10 @@ class Config:
         return self
 
     def _check_caps(self) -> None:
+        if self.memory_bytes < 0:
+            raise UsageError(f"memory_bytes {self.memory_bytes}: expected 0 or more")
+        if not 1.0 <= self.mtbf_node_s <= 1e12:  # which nan is not either
+            raise UsageError(f"mtbf_node_s {self.mtbf_node_s}: expected the seconds between two failures of a node")
         if self.bandwidth_bytes_s and self.bandwidth_bytes_s < BANDWIDTH_MIN:
             raise UsageError(
                 f"bandwidth_bytes_s {self.bandwidth_bytes_s}: expected 0 (no cap), or {BANDWIDTH_MIN} or more; with less "

@@ -30,6 +30,7 @@ from ckptd.ckpt.wire.rpc import ERROR_KEY, LOCAL, METHODS, status_of
 from ckptd.ckpt.wire.translate import version_in, version_out
 from ckptd.daemon import events as ev
 from ckptd.daemon import views
+from ckptd.daemon.admission import Admission
 from ckptd.daemon.driver import Driver
 from ckptd.daemon.gatherings import Gatherings
 from ckptd.daemon.jobs import Jobs
@@ -54,6 +55,7 @@ class LocalServer:
     ) -> None:
         self._config, self._driver, self._jobs, self._segments, self._record = config, driver, jobs, segments, record
         self._transfers = transfers
+        self._admission = Admission(config)
         self._gatherings = Gatherings(self._bring, segments.restored.release)
         self.socket = config.run_dir / "ckptd.sock"
         self._server = grpc.server(ThreadPoolExecutor(32, "local"))
@@ -157,6 +159,7 @@ class LocalServer:
         rank, size = number("rank", request.rank, RANKS_MAX), _size(request.size)
         if not self._poll(lambda node: node.scanned, _ANSWER_S):  # a file that is made meanwhile would be found twice
             raise DaemonUnavailable("this daemon still reads what an earlier one left; try again")
+        self._admission.admit(rank, size, self._driver.look(lambda node: [rank for rank, _ in node.ranks]))
         self._segments.reserve(rank, size, self._config.slots)
         return pb.Empty()
 

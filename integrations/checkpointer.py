@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 WhenFull = Literal["skip", "wait"]
 LEVELS = ("captured", "sealed", "persisted")
 _CLOSE_S = 30.0
+_FULL_WAIT_MAX_S = 3600.0
 _PATIENCE_S = 2.0
 """How long an update waits for the daemon to name a slot; usually it has done so long before."""
 
@@ -86,11 +87,7 @@ class Checkpointer:
         cadence = cadence_of(every, "every")
         if persist_every is not None:
             cadence_of(persist_every, "persist_every")
-        if when_full not in ("skip", "wait") or not 0.0 < full_wait_s <= 3600.0:
-            raise UsageError(
-                f"found when_full={when_full!r}, full_wait_s={full_wait_s!r}, expected 'skip' or 'wait', and more than 0 and "
-                "at most 3600 seconds"
-            )
+        wait_s = _wait_s(when_full, full_wait_s)
         self._journal = Journal(on_error)
         settings = read(job=job)
         self._job, self._mtbf_node_s = check_job_name(settings.job), settings.mtbf_node_s
@@ -118,7 +115,7 @@ class Checkpointer:
             return connect_to_node(job=self._job, persist_every=persist_every, storage=storage)
 
         self._session = Session(self._ranks, connect)
-        self._session.full_wait_s = full_wait_s if when_full == "wait" else 0.0
+        self._session.full_wait_s = wait_s
         self._sigterm = sigterm
         self._rounds = Rounds(
             cadence,
@@ -368,3 +365,12 @@ class Checkpointer:
 
     def _reached(self, channel: Channel, level: str, timeout_s: float) -> str:
         return "none" if self._committed is None else channel.wait(self._committed, level, timeout_s)
+
+
+def _wait_s(when_full: str, full_wait_s: float) -> float:
+    """How long a capture waits for a free slot. Raises UsageError."""
+    if when_full not in ("skip", "wait"):
+        raise UsageError(f"found when_full={when_full!r}, expected 'skip' or 'wait'")
+    if not 0.0 < full_wait_s <= _FULL_WAIT_MAX_S:
+        raise UsageError(f"found full_wait_s={full_wait_s!r}, expected seconds, {_FULL_WAIT_MAX_S:.0f} at most")
+    return full_wait_s if when_full == "wait" else 0.0
