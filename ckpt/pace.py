@@ -44,13 +44,14 @@ class Meter:
         self._last: float | None = None
         self._taken: tuple[deque[float], ...] = tuple(deque[float](maxlen=_SAMPLES) for _ in range(3))
         """Steps in which a snapshot was taken, the ones right after these, and all others."""
-        self._blocked: deque[float] = deque(maxlen=_SAMPLES)
+        self._recent: deque[float] = deque(maxlen=_SAMPLES)
 
     def called(self, now: float) -> None:
         """`step` was called at `now`."""
         if self._last is not None:
             after = 2 if self._since is None else min(self._since, 2)
             self._taken[after].append(now - self._last)
+            self._recent.append(now - self._last)
         self._last = now
         self._since = None if self._since is None else self._since + 1
 
@@ -61,8 +62,7 @@ class Meter:
     @property
     def step_s(self) -> float | None:
         """Seconds of a step, snapshots or not; None before the second call."""
-        every = [seconds for taken in self._taken for seconds in taken]
-        return statistics.median(every) if every else None
+        return statistics.median(self._recent) if self._recent else None
 
     @property
     def cost_s(self) -> float | None:
