@@ -20,6 +20,9 @@ from ckptd.ckpt.wire import ckptd_pb2 as pb
 from ckptd.ckpt.wire.rpc import LOCAL, MESSAGE_MAX, METHODS, error_of
 from ckptd.ckpt.wire.translate import version_in, version_out
 
+WAIT_MAX_S = 3600.0
+"""The longest that a capture may wait for a slot."""
+
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
@@ -182,6 +185,8 @@ class Client:
         self._call("Reserve", 600.0, rank=self._rank, size=size)
 
     def begin(self, version: Version, size: int, wait_s: float = 0.0) -> Slot | None:
+        if not 0.0 <= wait_s <= WAIT_MAX_S:  # which nan is not either
+            raise UsageError(f"found a wait of {wait_s} s for a slot, expected 0 to {WAIT_MAX_S:.0f}")
         fields = {"rank": self._rank, "version": _named(version), "size": size, "wait_s": wait_s}
         reply = self._known_call("Begin", self._timeout_s + wait_s, **fields)
         return Slot(reply.slot, Path(reply.path), size, reply.waited_s) if reply.granted else None

@@ -18,7 +18,7 @@ import grpc
 from google.protobuf.message import Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from ckptd.ckpt.client import Attachment, Decision, Found
+from ckptd.ckpt.client import WAIT_MAX_S, Attachment, Decision, Found
 from ckptd.ckpt.config import Config
 from ckptd.ckpt.errors import AccessError, CkptdError, CorruptionError, DaemonUnavailable, Unrecoverable, UsageError
 from ckptd.ckpt.inventory import Ledger
@@ -43,7 +43,6 @@ log = logging.getLogger(__name__)
 
 _ANSWER_S = 60.0
 _POLL_S = 0.02
-_WAIT_MAX_S = 3600.0
 LEVELS = ("none", "captured", "sealed", "persisted")
 
 
@@ -178,8 +177,8 @@ class LocalServer:
 
         Meanwhile the rank has not begun the version: nobody takes it for one that was skipped.
         """
-        if not 0.0 <= wait_s <= _WAIT_MAX_S:  # which nan is not either
-            raise UsageError(f"found a wait of {wait_s} s for a slot, expected 0 to {_WAIT_MAX_S:.0f}")
+        if not 0.0 <= wait_s <= WAIT_MAX_S:  # which nan is not either
+            raise UsageError(f"found a wait of {wait_s} s for a slot, expected 0 to {WAIT_MAX_S:.0f}")
 
         def room(node: Node) -> bool:
             return node.slots.has_room(rank, version, node.known())

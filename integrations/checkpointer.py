@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from ckptd.ckpt.client import Channel, Slot
+from ckptd.ckpt.client import WAIT_MAX_S, Channel, Slot
 from ckptd.ckpt.errors import StaleStepError, StateError, UsageError
 from ckptd.ckpt.model import Version, check_job_name
 from ckptd.ckpt.policy import Failures, cadence_of
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 WhenFull = Literal["skip", "wait"]
 LEVELS = ("captured", "sealed", "persisted")
 _CLOSE_S = 30.0
-_FULL_WAIT_MAX_S = 3600.0
 _PATIENCE_S = 2.0
 """How long an update waits for the daemon to name a slot; usually it has done so long before."""
 
@@ -371,6 +370,6 @@ def _wait_s(when_full: str, full_wait_s: float) -> float:
     """How long a capture waits for a free slot. Raises UsageError."""
     if when_full not in ("skip", "wait"):
         raise UsageError(f"found when_full={when_full!r}, expected 'skip' or 'wait'")
-    if not 0.0 < full_wait_s <= _FULL_WAIT_MAX_S:
-        raise UsageError(f"found full_wait_s={full_wait_s!r}, expected seconds, {_FULL_WAIT_MAX_S:.0f} at most")
+    if not 0.0 < full_wait_s <= WAIT_MAX_S:
+        raise UsageError(f"found full_wait_s={full_wait_s!r}, expected seconds, {WAIT_MAX_S:.0f} at most")
     return full_wait_s if when_full == "wait" else 0.0

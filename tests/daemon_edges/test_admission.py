@@ -72,10 +72,12 @@ def test_this_machine(folder: Path) -> None:
     assert all(0 <= limit.free <= limit.total for limit in found)
 
 
-def admission(folder: Path, free: int, *, nodes: int = 1, **settings: int) -> tuple[Admission, Segments]:
+def admission(folder: Path, free: int, *, nodes: int = 1, parity: int = 1) -> tuple[Admission, Segments]:
     """A node's admission where so many bytes are free beside the headroom, and its segments."""
     addresses = tuple(f"127.0.0.1:{7000 + node}" for node in range(nodes))
-    config = Config(run_dir=folder, segment_dir=folder / "s", nodes=addresses, secret=b"s" * 16, **settings).validate()
+    config = Config(
+        run_dir=folder, segment_dir=folder / "s", nodes=addresses, secret=b"s" * 16, parity=parity
+    ).validate()
     segments = Segments(config.segment_dir)
 
     def look(_: Path) -> Sequence[Limit]:
