@@ -28,7 +28,7 @@ from ckptd.integrations.capture import Capture, Wires
 from ckptd.integrations.journal import Journal, OnError, Stats, logger
 from ckptd.integrations.ranks import Ranks
 from ckptd.integrations.restore import Restore, Snapshot
-from ckptd.integrations.rounds import Rounds
+from ckptd.integrations.rounds import Rounds, Turn
 from ckptd.integrations.session import Session, Ticket
 from ckptd.integrations.sigterm import Sigterm
 from ckptd.integrations.sources import Plan, signature_of
@@ -161,18 +161,21 @@ class Checkpointer:
 
         Without `restore` before, the first call starts a fresh life of the job, which is a collective.
         """
-        last = False
-        with self._timed(), self._guarding():
-            self._close_window()
-            if type(n) is not int or n < 0:
-                raise UsageError(f"found step {n!r}, expected the number of finished updates, an int from 0 on")
-            turn = self._rounds.turn(n)
-            last = turn.last
-            if last and self._sigterm is not None:
+        turn = Turn()
+        with self._timed():
+            with (
+                self._guarding()
+            ):  # first, and by itself: whatever fails on this rank, it counts the calls as the others do
+                if type(n) is not int or n < 0:
+                    raise UsageError(f"found step {n!r}, expected the number of finished updates, an int from 0 on")
+                turn = self._rounds.turn(n)
+            if turn.last and self._sigterm is not None:
                 self._session.full_wait_s = self._sigterm.left_s  # there will be no other one
-            if turn.due and self._alive():
-                self._capture(n)
-        if last and self._sigterm is not None:
+            with self._guarding():
+                self._close_window()
+                if turn.due and self._alive():
+                    self._capture(n)
+        if turn.last and self._sigterm is not None:
             self._end(self._sigterm)
         self._journal.raise_pending()
 

@@ -29,7 +29,7 @@ LAG_EVERY_S = 10.0
 class Turn:
     """What a call of `step` is to do."""
 
-    due: bool
+    due: bool = False
     last: bool = False
     """A rank was told to end: this is the step that all of them leave behind."""
 

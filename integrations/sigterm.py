@@ -26,7 +26,10 @@ class Sigterm:
             raise UsageError("sigterm_grace_s needs the main thread: make the Checkpointer there, or leave it out")
         self._grace_s = float(grace_s)
         self._came: float | None = None
-        self._timer: threading.Timer | None = None
+        self._pid = os.getpid()
+        self._rung, self._over = threading.Event(), threading.Event()
+        # Started now, not by the handler: that may have interrupted this very thread in the middle of starting one.
+        threading.Thread(target=self._watch, name="ckptd-sigterm", daemon=True).start()
         self._before = signal.signal(signal.SIGTERM, self._on)
 
     @property
@@ -49,17 +52,22 @@ class Sigterm:
 
     def close(self) -> None:
         """Put the old handler back, unless somebody else has taken its place."""
-        if self._timer is not None:
-            self._timer.cancel()
         if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == self._on:
             signal.signal(signal.SIGTERM, signal.SIG_DFL if self._before is None else self._before)
 
+        if os.getpid() == self._pid:  # after the handler, which sets the same events and could interrupt this
+            self._over.set()
+            self._rung.set()
+
     def _on(self, _number: int, _frame: FrameType | None) -> None:
-        if self._came is not None:
+        first, self._came = self._came is None, self._came or time.monotonic()
+        if first and os.getpid() == self._pid:
+            self._rung.set()
+        else:  # somebody insists, or a forked process inherited this handler and has no steps
             self.finish()
-            return
-        self._came = time.monotonic()
-        # A training that comes to no step must not outstay its time because of us.
-        self._timer = threading.Timer(self._grace_s, os.kill, (os.getpid(), signal.SIGTERM))
-        self._timer.daemon = True
-        self._timer.start()
+
+    def _watch(self) -> None:
+        """A training that comes to no step must not outstay its time because of us."""
+        self._rung.wait()
+        if not self._over.wait(self._grace_s):
+            os.kill(self._pid, signal.SIGTERM)

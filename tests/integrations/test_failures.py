@@ -61,6 +61,18 @@ def test_failures_are_counted_and_said_once(
         assert ck.stats.captured == 1
 
 
+def test_a_rank_that_fails_counts_on(channel: FakeChannel) -> None:
+    """A call whose window failed is a call all the same: else this rank would agree about other calls than the others."""
+    run = Run.new()
+    with Checkpointer(job="job", channel=channel, every="1h", **run.objects) as ck:
+        ck.restore()
+        channel.fail["begin"] = DaemonUnavailable("gone")
+        for step in (1, 2, 3):
+            ck.step(step)
+        ck.step("4")  # type: ignore[arg-type]
+        assert (ck._rounds._calls, ck.stats.failed) == (3, 2)
+
+
 def test_on_error_raise_raises_at_the_next_step(channel: FakeChannel) -> None:
     """What failed in the background is raised once by the next `step`, `wait` or `close`; never by the hook."""
     run = Run.new()

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import signal
 import threading
+import time
 from collections.abc import Iterator
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from types import FrameType
 
@@ -19,6 +22,13 @@ from ckptd.ckpt.model import Version
 from ckptd.integrations import checkpointer as module
 from ckptd.integrations.checkpointer import Checkpointer
 from ckptd.integrations.sigterm import Sigterm
+
+
+def idle(ready: Event) -> None:
+    """What a worker does that nobody ends."""
+    ready.set()  # a signal that came before the interpreter was ready in its new process would be lost
+    while True:
+        time.sleep(0.01)
 
 
 class Before:
@@ -135,6 +145,23 @@ def test_the_grace_time_ends_by_itself(before: Before) -> None:
     listening = Sigterm(0.01)
     signal.raise_signal(signal.SIGTERM)
     until(lambda: before.calls, "the old handler")
+    assert not listening.came
+
+
+def test_a_forked_process_is_not_kept_alive(before: Before) -> None:
+    """A worker that was forked after the handler was set, and is told to end, ends."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    listening = Sigterm(60.0)
+    context = multiprocessing.get_context("fork")
+    ready = context.Event()
+    worker = context.Process(target=idle, args=(ready,), daemon=True)
+    worker.start()
+    assert ready.wait(20.0)
+    worker.terminate()
+    worker.join(20.0)
+    listening.close()
+    signal.signal(signal.SIGTERM, before)
+    assert worker.exitcode == -signal.SIGTERM
     assert not listening.came
 
 
