@@ -201,11 +201,14 @@ class Checkpointer:
         self._closed = True
         atexit.unregister(self.close)
         self._hook.remove()
-        if self._sigterm is not None and not self._sigterm.came:
+        patience_s = _CLOSE_S
+        if self._sigterm is not None and self._sigterm.came:
+            patience_s = min(patience_s, self._sigterm.left_s)
+        elif self._sigterm is not None:
             self._sigterm.close()
         with self._guarding():
             self._close_window()
-        self._session.close(_CLOSE_S)
+        self._session.close(patience_s)
         self._journal.raise_pending()
 
     @property
@@ -260,9 +263,11 @@ class Checkpointer:
                         level,
                         sigterm.left_s,
                     )
-        if sigterm.came:
-            self.close()
-        sigterm.finish()
+        try:
+            if sigterm.came:
+                self.close()  # what the signal does may leave no time for that
+        finally:
+            sigterm.finish()
 
     def _settle(self, channel: Channel, sigterm: Sigterm) -> str:
         """Have the last snapshot persisted, or sealed where there is no storage."""

@@ -114,6 +114,19 @@ def test_a_daemon_that_is_gone_does_not_keep_the_trainer(channel: FakeChannel, b
     assert (before.calls, ck.stats.failed) == (1, 1)
 
 
+def test_a_failure_that_is_raised_does_not_keep_the_trainer(channel: FakeChannel, before: Before) -> None:
+    """With on_error="raise" too, the old handler has its way, and the failure is raised then."""
+    run = Run.new()
+    ck = Checkpointer(job="job", channel=channel, on_error="raise", sigterm_grace_s=60.0, **run.objects)
+    ck.restore()
+    channel.fail["persist"] = DaemonUnavailable("gone")
+    run.update()
+    signal.raise_signal(signal.SIGTERM)
+    with pytest.raises(DaemonUnavailable, match="gone"):
+        ck.step(1)
+    assert before.calls == 1
+
+
 def test_a_wait_for_the_daemon_ends_with_the_grace_time(
     channel: FakeChannel, before: Before, monkeypatch: pytest.MonkeyPatch
 ) -> None:
