@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ckptd.ckpt.policy import Auto, Cadence, Failures, Seconds, snapshot_interval_s
@@ -18,6 +19,8 @@ ROUND_S = 1.0
 """About so often the ranks agree anew: a SIGTERM waits for the next time."""
 ROUND_CALLS_MAX = 10_000
 _SAMPLES = 32
+_MEDIAN_ERROR = 1.253 * 1.4826
+"""The standard error of a median of n normal values is their median absolute deviation times this, by the root of n."""
 _ENOUGH = 4
 _QUIET = 4
 """How many calls in a row a plan begins without a snapshot, so that steps without one are measured too."""
@@ -45,6 +48,9 @@ class Meter:
         self._taken: tuple[deque[float], ...] = tuple(deque[float](maxlen=_SAMPLES) for _ in range(3))
         """Steps in which a snapshot was taken, the ones right after these, and all others."""
         self._recent: deque[float] = deque(maxlen=_SAMPLES)
+        self._blocked: deque[float] = deque(maxlen=_SAMPLES)
+        """Seconds from one snapshot to the next in which the trainer waited for the Checkpointer."""
+        self._blocked_s: float | None = None
 
     def called(self, now: float) -> None:
         """`step` was called at `now`."""
@@ -55,9 +61,12 @@ class Meter:
         self._last = now
         self._since = None if self._since is None else self._since + 1
 
-    def snapshot(self) -> None:
-        """This call takes a snapshot."""
+    def snapshot(self, blocked_s: float) -> None:
+        """This call takes a snapshot; until now the trainer has been blocked for so long in all."""
         self._since = 0
+        if self._blocked_s is not None:
+            self._blocked.append(blocked_s - self._blocked_s)
+        self._blocked_s = blocked_s
 
     @property
     def step_s(self) -> float | None:
@@ -66,11 +75,14 @@ class Meter:
 
     @property
     def cost_s(self) -> float | None:
-        """Seconds that a snapshot adds to the steps around it; None until enough of each kind were seen."""
+        """Seconds that a snapshot costs the steps around it; None until enough of each kind were seen.
+
+        That is what it blocks, and what else it adds as far as the steps' own noise does not explain it.
+        """
         if min(len(taken) for taken in self._taken) < _ENOUGH:
             return None
-        during, after, quiet = (statistics.median(taken) for taken in self._taken)
-        return max(0.0, during - quiet) + max(0.0, after - quiet)
+        during, after, quiet = self._taken
+        return max(statistics.median(self._blocked), _beyond_noise(during, quiet) + _beyond_noise(after, quiet))
 
 
 class Planner:
@@ -103,6 +115,14 @@ class Planner:
         self._reviewed = call
         stride = _calls(snapshot_interval_s(self._failures, cost_s=cost_s, lag_s=lag_s), step_s)
         return Plan(max(call + _QUIET, last_call + stride), stride)
+
+
+def _beyond_noise(longer: Sequence[float], quiet: Sequence[float]) -> float:
+    """By how much the medians differ, or 0 where twice their standard error covers it."""
+    spread = [statistics.median(abs(s - statistics.median(of)) for s in of) for of in (longer, quiet)]
+    error = math.hypot(*(_MEDIAN_ERROR * s / math.sqrt(len(of)) for s, of in zip(spread, (longer, quiet), strict=True)))
+    difference = statistics.median(longer) - statistics.median(quiet)
+    return difference if difference > 2.0 * error else 0.0
 
 
 def calls_to_round(step_s: float | None) -> int:

@@ -122,6 +122,7 @@ class Checkpointer:
             failures=self._failures,
             ending=None if sigterm is None else lambda: sigterm.came,
             lag_s=lambda: self._session.call(lambda channel: channel.sealing_lag_s()),
+            blocked_s=lambda: self._journal.stats.blocked_s,
         )
         self._hook = register_optimizer_step_pre_hook(self._fence)
         atexit.register(self.close)

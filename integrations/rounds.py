@@ -45,14 +45,17 @@ class Rounds:
         failures: Callable[[], Failures],
         ending: Callable[[], bool] | None,
         lag_s: Callable[[], Future[float | None]],
+        blocked_s: Callable[[], float],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`ending`: whether this rank was told to end; None where that is not listened for.
 
-        `failures` and `lag_s` (what the daemon says of the sealing lag) are asked on rank 0, once it is needed.
+        `failures` and `lag_s` (what the daemon says of the sealing lag) are asked on rank 0, once it is needed; `blocked_s`
+        is for how long the Checkpointer has made the trainer wait so far.
         """
         self._cadence, self._ranks, self._clock = cadence, ranks, clock
         self._failures, self._ending, self._ask_lag = failures, ending, lag_s
+        self._blocked_s = blocked_s
         self._planner: Planner | None = None
         self._meter = Meter()
         self._taken: tuple[int, float] | None = None
@@ -75,7 +78,7 @@ class Rounds:
         last = self._read() if self._needed else False
         due = n % self._cadence.count == 0 if isinstance(self._cadence, Steps) else self._plan.is_due(self._calls)
         if due or last:
-            self._meter.snapshot()
+            self._meter.snapshot(self._blocked_s())
             self._taken = self._calls, now
         if self._needed and self._calls >= self._next:
             self._begin(now)

@@ -34,6 +34,7 @@ def main(rank: int, directory: Path) -> dict[str, Any]:
         failures=Failures,
         ending=lambda: rank == 1 and calls >= END_AT,
         lag_s=lambda: lag,
+        blocked_s=lambda: 0.0,
         clock=lambda: time.monotonic() * (1.0 + 2.0 * rank),
     )
     gradient = torch.zeros(1)

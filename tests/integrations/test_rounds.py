@@ -31,6 +31,7 @@ class Alone:
         cadence: Cadence = cadence_of(every, "every")
         self.rounds = Rounds(
             cadence, Ranks(), failures=lambda: Failures(mtbf_node_s=1e4), ending=lambda: self.told, lag_s=self.ask,
+            blocked_s=lambda: 0.0,
             clock=lambda: self.now, **answers,
         )  # fmt: skip
 
