@@ -20,6 +20,9 @@ from ckptd.ckpt.wire import ckptd_pb2 as pb
 from ckptd.ckpt.wire.rpc import LOCAL, MESSAGE_MAX, METHODS, error_of
 from ckptd.ckpt.wire.translate import version_in, version_out
 
+WAIT_MAX_S = 3600.0
+"""The longest that a capture may wait for a slot."""
+
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
@@ -50,6 +53,8 @@ class Slot:
     index: int
     path: Path
     size: int
+    waited_s: float = 0.0
+    """How long it took until one was free; 0 where one was at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,10 +104,11 @@ class Channel(Protocol):
         """Make and pre-fault this rank's slots for images of `size` bytes. Raises MemoryBudgetError."""
         ...
 
-    def begin(self, version: Version, size: int) -> Slot | None:
+    def begin(self, version: Version, size: int, wait_s: float = 0.0) -> Slot | None:
         """Ask for a slot to capture `version` into; None when every slot is in use (the snapshot is skipped).
 
-        Raises StaleStepError when the version is not newer than the last one begun, MemoryBudgetError.
+        `wait_s`: how many seconds to wait for one, 0 to 3600. Raises StaleStepError when the version is not newer than the
+        last one begun, MemoryBudgetError.
         """
         ...
 
@@ -112,6 +118,14 @@ class Channel(Protocol):
 
     def abort(self, slot: Slot, version: Version, reason: str) -> None:
         """Give the slot back; what was written is discarded. The reason is counted and shown in the status."""
+        ...
+
+    def persist(self, version: Version) -> bool:
+        """Have `version` written to storage as soon as it is sealed, whether it is due or not; False: there is none."""
+        ...
+
+    def sealing_lag_s(self) -> float | None:
+        """Seconds from the last capture here until its version was sealed; None before the first."""
         ...
 
     def wait(self, version: Version, level: str, timeout_s: float) -> str:
@@ -170,16 +184,25 @@ class Client:
     def reserve(self, size: int) -> None:
         self._call("Reserve", 600.0, rank=self._rank, size=size)
 
-    def begin(self, version: Version, size: int) -> Slot | None:
-        fields = {"rank": self._rank, "version": _named(version), "size": size}
-        reply = self._known_call("Begin", **fields)
-        return Slot(reply.slot, Path(reply.path), size) if reply.granted else None
+    def begin(self, version: Version, size: int, wait_s: float = 0.0) -> Slot | None:
+        if not 0.0 <= wait_s <= WAIT_MAX_S:  # which nan is not either
+            raise UsageError(f"found a wait of {wait_s} s for a slot, expected 0 to {WAIT_MAX_S:.0f}")
+        fields = {"rank": self._rank, "version": _named(version), "size": size, "wait_s": wait_s}
+        reply = self._known_call("Begin", self._timeout_s + wait_s, **fields)
+        return Slot(reply.slot, Path(reply.path), size, reply.waited_s) if reply.granted else None
 
     def commit(self, slot: Slot, version: Version) -> None:
         self._call("Commit", rank=self._rank, slot=slot.index, version=_named(version))
 
     def abort(self, slot: Slot, version: Version, reason: str) -> None:
         self._call("Abort", rank=self._rank, slot=slot.index, version=_named(version), reason=reason)
+
+    def persist(self, version: Version) -> bool:
+        return bool(self._call("Persist", version=_named(version)).stored)
+
+    def sealing_lag_s(self) -> float | None:
+        lag_s = self.document("Status").get("sealing", {}).get("lag_s")
+        return float(lag_s) if isinstance(lag_s, int | float) else None
 
     def wait(self, version: Version, level: str, timeout_s: float) -> str:
         if not timeout_s >= 0.0:
@@ -207,16 +230,16 @@ class Client:
     def _rank(self) -> int:
         return int(self._known["rank"])
 
-    def _known_call(self, method: str, **fields: Any) -> Any:
+    def _known_call(self, method: str, timeout_s: float | None = None, /, **fields: Any) -> Any:
         """A call as a rank. A daemon that was restarted knows its slots again but not its ranks: it is told anew, once."""
         try:
-            return self._call(method, **fields)
+            return self._call(method, timeout_s, **fields)
         except AccessError:
             if self._attached is None:
                 raise
             # The epoch goes with it: a rank again in one step, and what was replaced does not displace its successor.
             self._call("Attach", **self._known, epoch=self._joined or 0)
-            return self._call(method, **fields)
+            return self._call(method, timeout_s, **fields)
 
     def _call(self, method: str, timeout_s: float | None = None, /, **fields: Any) -> Any:
         try:

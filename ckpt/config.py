@@ -10,6 +10,7 @@ from ckptd.ckpt.domain import check_domain
 from ckptd.ckpt.errors import UsageError
 from ckptd.ckpt.groups import map_of
 from ckptd.ckpt.model import GroupMap, check_job_name
+from ckptd.ckpt.policy import MTBF_NODE_S, Cadence, Failures, cadence_of
 
 MIB = 1024 * 1024
 BANDWIDTH_MIN = MIB
@@ -69,8 +70,10 @@ class Config:
     """Slots and parities, on a tmpfs: mode 0700."""
     storage: Path | None = None
     """Where persisted steps go; None keeps everything in memory."""
-    persist_every: int = 0
-    """Persist the first sealed step at or after every multiple of this; 0 never."""
+    persist_every: int | str = 0
+    """Persist the first sealed step at or after every multiple of this; a time such as '10min', or 'auto'; 0 never."""
+    mtbf_node_s: float = MTBF_NODE_S
+    """Seconds between two failures of one node that stop the job: what 'auto' reckons with."""
     keep_last: int = 0
     """Persisted steps to keep; 0: all. Also kept are those of a multiple of `keep_every`, if that is set."""
     keep_every: int = 0
@@ -97,6 +100,18 @@ class Config:
         """The groups of all nodes as they are while no failure domain is known."""
         return map_of(1, range(len(self.nodes)), parity=self.parity, size=self.group_size)
 
+    @property
+    def persistence(self) -> Cadence | None:
+        """How often sealed steps are persisted; None: never. Raises UsageError."""
+        return cadence_of(self.persist_every, "persist_every") if self.persist_every else None
+
+    @property
+    def failures(self) -> Failures:
+        """How often this job is expected to fail."""
+        return Failures(
+            mtbf_node_s=self.mtbf_node_s, nodes=len(self.nodes), parity=self.parity, group_size=self.group_size
+        )
+
     def validate(self) -> Config:
         """Return self, or raise UsageError naming the setting, what was found and what was expected."""
         check_job_name(self.job)
@@ -114,8 +129,6 @@ class Config:
             check_domain(self.domain, "domain")
         if self.slots < 2:
             raise UsageError(f"slots {self.slots}: expected 2 or more; one would overwrite the only copy")
-        if self.persist_every < 0 or self.memory_bytes < 0:
-            raise UsageError("persist_every and memory_bytes: expected 0 or more")
         if self.scrub_every_s < 0 or self.timing.leave_after_s < self.timing.lost_after_s:
             raise UsageError(
                 f"scrub_every_s {self.scrub_every_s}, leave_after_s {self.timing.leave_after_s}: expected 0 or more, and "
@@ -126,7 +139,7 @@ class Config:
                 f"keep_last {self.keep_last}, keep_every {self.keep_every}: expected 0 (keep all), or 2 or more to keep, as "
                 "a restart may be reading the one before the newest; and 0 or more"
             )
-        if self.persist_every and self.storage is None:
+        if self.persistence and self.storage is None:
             raise UsageError("persist_every is set but storage is not; give a storage directory")
         if len(self.nodes) > 1 and len(self.secret) < 16:
             raise UsageError(
@@ -140,6 +153,10 @@ class Config:
         return self
 
     def _check_caps(self) -> None:
+        if self.memory_bytes < 0:
+            raise UsageError(f"memory_bytes {self.memory_bytes}: expected 0 or more")
+        if not 1.0 <= self.mtbf_node_s <= 1e12:  # which nan is not either
+            raise UsageError(f"mtbf_node_s {self.mtbf_node_s}: expected the seconds between two failures of a node")
         if self.bandwidth_bytes_s and self.bandwidth_bytes_s < BANDWIDTH_MIN:
             raise UsageError(
                 f"bandwidth_bytes_s {self.bandwidth_bytes_s}: expected 0 (no cap), or {BANDWIDTH_MIN} or more; with less "

@@ -24,7 +24,7 @@ _START_S = 30.0
 _POLL_S = 0.02
 
 
-def connect(*, job: str | None = None, persist_every: int | None = None, storage: str | None = None) -> Client:
+def connect(*, job: str | None = None, persist_every: int | str | None = None, storage: str | None = None) -> Client:
     """A client of this node's daemon; starts one in the background if none runs.
 
     `persist_every` and `storage` only matter for a daemon that is started here. Several ranks may call at once: one

@@ -85,6 +85,8 @@ class Report:
     """The newest version that this node knows to be sealed, and to be persisted."""
     questions: int = 0
     """How many questions what to restore were asked here: a new one is news, as its answer waits for the next ledger."""
+    wanted: Version | None = None
+    """The newest version that a trainer here wants on storage as soon as it is sealed."""
     domain: str = ""
     """What the node says that it fails together with."""
     scanned: bool = True

@@ -10,12 +10,13 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from ckptd.ckpt.config import Config, Timing, Tls
 from ckptd.ckpt.domain import Found, domain_from
 from ckptd.ckpt.errors import AccessError, UsageError
+from ckptd.ckpt.policy import MTBF_NODE_S, cadence_of
 
 POD_LABELS = Path("/etc/podinfo/labels")
 """Where Kubernetes' examples have the downward API write a pod's labels."""
@@ -37,7 +38,8 @@ class Settings(BaseSettings):
     run_dir: Path | None = None
     segment_dir: Path | None = None
     storage: Path | None = None
-    persist_every: int = 0
+    persist_every: int | str = 0
+    mtbf_node_s: float = MTBF_NODE_S
     keep_last: int = 0
     keep_every: int = 0
     slots: int = 3
@@ -49,6 +51,18 @@ class Settings(BaseSettings):
     nice: int = 19
     bandwidth_bytes_s: int = 0
     cpu_share: float = 0.0
+
+    @field_validator("persist_every")
+    @classmethod
+    def _number_or_time(cls, value: int | str) -> int | str:
+        """The environment knows only text; what stands in it for a number becomes one."""
+        number = int(value) if isinstance(value, str) and value.isascii() and value.isdigit() else value
+        try:
+            if number != 0:
+                cadence_of(number, "persist_every")
+        except UsageError as error:
+            raise ValueError(str(error)) from error
+        return number
 
     @classmethod
     def settings_customise_sources(
@@ -86,6 +100,7 @@ class Settings(BaseSettings):
             segment_dir=segments.absolute(),
             storage=self.storage.absolute() if self.storage else None,
             persist_every=self.persist_every,
+            mtbf_node_s=self.mtbf_node_s,
             keep_last=self.keep_last,
             keep_every=self.keep_every,
             slots=self.slots,

@@ -81,7 +81,8 @@ def serve(
         typer.Option(help="Where steps are persisted; all nodes must see the same directory.", show_default=False),
     ] = None,
     persist_every: Annotated[
-        int | None, typer.Option(help="Persist every so many steps (default 0: never).", show_default=False)
+        str | None,
+        typer.Option(help="Steps (500), a time (10min), or auto (default 0: never persist).", show_default=False),
     ] = None,
     keep_last: Annotated[
         int | None, typer.Option(help="Persisted steps to keep, 2 or more (default 0: all).", show_default=False)

@@ -14,6 +14,7 @@ from ckptd.ckpt.config import Config
 from ckptd.ckpt.groups import map_of
 from ckptd.ckpt.inventory import Ledger, Report
 from ckptd.ckpt.model import GroupMap, Image, Table, Version
+from ckptd.ckpt.policy import Auto, Seconds, Steps, persist_interval_s
 from ckptd.ckpt.recovery import (
     is_complete,
     is_in_place,
@@ -51,6 +52,11 @@ class Collector:
         self._sealed: Version | None = None
         self._persisted: Version | None = None
         self._persist: Table | None = None
+        self._persistence = config.persistence
+        self._persist_began: float | None = None
+        """When the last version to be persisted was chosen, here or by the collector before."""
+        self._persist_took_s = 0.0
+        """From then until it was persisted."""
         self._protect: Version | None = None
         self._tables: dict[Version, Table] = {}
         """What was announced: tables of versions that were moved to another map stay as they are while that map lasts."""
@@ -66,8 +72,12 @@ class Collector:
             self._seen[report.node] = (known[0], now)
         return False
 
-    def follow(self, ledger: Ledger) -> None:
+    def follow(self, ledger: Ledger, now: float) -> None:
         """Another collector leads: keep what it has announced, so that a successor does not do it all again."""
+        if ledger.persist and (self._persist is None or ledger.persist != self._persist.version):
+            self._persist_began = now
+        elif self._persist and ledger.persisted and ledger.persisted == self._persist.version:
+            self._persist_ended(now)
         self._leading_since, self._followed = None, ledger
         self._gone_since.clear()
         self._map = max(self._map, ledger.map)
@@ -91,7 +101,7 @@ class Collector:
         known = {version: tables for version, tables in tables_of(facts).items() if is_complete(tables[0])}
         self._seal(facts, known)
         tables = {version: self._table_for(facts, of) for version, of in known.items()}
-        self._choose_persist(facts, tables)
+        self._choose_persist(facts, tables, now)
         self._protect = self._next_to_protect(facts, tables)
         self._tables = {table.version: table for table in self._announced(tables)}
         ledger = replace(
@@ -226,17 +236,24 @@ class Collector:
         table = self._persist
         return table if table and set(_images(table)) <= _written(ledger, table.version) else None
 
-    def _choose_persist(self, facts: Ledger, tables: dict[Version, Table]) -> None:
+    def _choose_persist(self, facts: Ledger, tables: dict[Version, Table], now: float) -> None:
         """Finish what was begun, unless it can't be finished; else the newest sealed version, if it is due."""
         self._persisted = newest(self._persisted, *(report.persisted for report in facts.reports))
         begun = self._persist
         if begun:  # who has left writes nothing any more
             begun = self._persist = tables.get(begun.version, begun)
-        if begun and ((self._persisted and self._persisted >= begun.version) or self._is_hopeless(facts, begun)):
+        if begun and self._persisted and self._persisted >= begun.version:
+            self._persist = None
+            self._persist_ended(now)
+        elif begun and self._is_hopeless(facts, begun):
             self._persist = None
         sealed = tables.get(self._sealed) if self._sealed else None
-        if self._persist is None and sealed and is_in_place(facts, sealed) and self._is_due(sealed.version):
-            self._persist = sealed
+        if self._persist is None and sealed and is_in_place(facts, sealed) and self._is_due(sealed.version, facts, now):
+            self._persist, self._persist_began = sealed, now
+
+    def _persist_ended(self, now: float) -> None:
+        if self._persist_began is not None:
+            self._persist_took_s = now - self._persist_began
 
     def _is_hopeless(self, facts: Ledger, table: Table) -> bool:
         """Whether everybody has spoken, and an image of it is not on storage, nor with who should write it.
@@ -252,14 +269,27 @@ class Collector:
             lacking = {image for image in missing if (where[image], image) not in served}
         return bool(lacking) and is_settled(facts)
 
-    def _is_due(self, sealed: Version) -> bool:
-        """Whether a multiple of the interval has been passed since the last persisted version."""
-        every, last = self._config.persist_every, self._persisted
-        if not every or (last is not None and sealed <= last):
+    def _is_due(self, sealed: Version, facts: Ledger, now: float) -> bool:
+        """Whether somebody waits for it, or the interval has passed since the last one."""
+        last = self._persisted
+        if last is not None and sealed <= last:
             return False
-        # A life that went back behind what is persisted has nothing of its own on storage yet.
-        since = last.step if last is not None and last.step < sealed.step else 0
-        return sealed.step // every > since // every
+        wanted = newest(*(report.wanted for report in facts.reports))
+        if wanted is not None and wanted <= sealed and (last is None or last < wanted):
+            return True
+        match self._persistence:
+            case None:
+                return False
+            case Steps(count):
+                # A life that went back behind what is persisted has nothing of its own on storage yet.
+                since = last.step if last is not None and last.step < sealed.step else 0
+                return sealed.step // count > since // count
+            case Seconds(seconds):
+                interval_s = seconds
+            case Auto():
+                interval_s = persist_interval_s(self._config.failures, self._persist_took_s)
+        # The first one at once: it also shows whether storage works, and how long it takes.
+        return self._persist_began is None or now - self._persist_began >= interval_s
 
 
 def _images(table: Table) -> tuple[Image, ...]:

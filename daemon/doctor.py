@@ -14,9 +14,11 @@ from typing import Any, Literal
 
 from rich.filesize import decimal
 
+from ckptd.ckpt.budget import ADVICE, Limit
 from ckptd.ckpt.config import SOON_DAYS, Config, Tls
 from ckptd.ckpt.errors import CkptdError
 from ckptd.daemon import probes
+from ckptd.daemon.limits import limits
 from ckptd.daemon.probes import Answer, Codec, Place, Writing
 
 Verdict = Literal["ok", "warn", "fail"]
@@ -74,6 +76,11 @@ def shared_memory(config: Config) -> Sequence[Row]:
     return judge_memory(probes.place(config.segment_dir), config.memory_bytes, os.getuid())
 
 
+def memory_limits(config: Config) -> Sequence[Row]:
+    """What bounds the snapshots beside the size of the tmpfs: the machine, and the cgroups that a daemon would run in."""
+    return [judge_limit(limit, config.memory_bytes) for limit in limits(config.segment_dir) if limit.kind != "tmpfs"]
+
+
 def storage(config: Config) -> Sequence[Row]:
     """Where steps are persisted."""
     if config.storage is None:
@@ -97,7 +104,7 @@ def daemon(config: Config) -> Sequence[Row]:
     return judge_answer(probes.answer(config))
 
 
-CHECKS: tuple[Check, ...] = (erasure_code, shared_memory, storage, run_directory, encryption, daemon)
+CHECKS: tuple[Check, ...] = (erasure_code, shared_memory, memory_limits, storage, run_directory, encryption, daemon)
 
 
 # ---- from what was found to rows ----------------------------------------------------------------------------
@@ -136,6 +143,14 @@ def judge_memory(found: Place, memory_bytes: int, user: int) -> list[Row]:
     else:
         rows.append(Row("shared memory", "ok", what))
     return rows + _access("segment directory", found, user)
+
+
+def judge_limit(found: Limit, memory_bytes: int) -> Row:
+    """Whether the memory that the snapshots may take is there at all."""
+    what = f"{found.name} has {decimal(found.free)} free of {decimal(found.total)}"
+    if memory_bytes > found.total:
+        return Row("memory", "fail", f"{what}, but memory_bytes is {decimal(memory_bytes)}", ADVICE[found.kind])
+    return Row("memory", "ok", what)
 
 
 def judge_storage(found: Place, written: Writing | None) -> list[Row]:

@@ -109,6 +109,8 @@ class BeginAsked:
     rank: int
     version: Version
     size: int
+    waited_s: float = 0.0
+    """How long the trainer has waited for a free slot; 0 where one was free, or it does not wait."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +137,14 @@ class AbortAsked:
     slot: SlotId
     version: Version
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class PersistAsked:
+    """A trainer is about to leave, and wants a version on storage as soon as it is sealed."""
+
+    ticket: Ticket
+    version: Version
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,8 +240,8 @@ class ParityDamaged:
 
 Event = (
     Scanned | Tick | ReportCame | LedgerCame | AttachAsked | RankGone | DecideAsked | JoinAsked | BeginAsked
-    | CommitAsked | AbortAsked | SlotMade | Recorded | RebuildAsked | ParityMade | Rebuilt | Written | Published
-    | Removed
+    | CommitAsked | AbortAsked | PersistAsked | SlotMade | Recorded | RebuildAsked | ParityMade | Rebuilt | Written
+    | Published | Removed
     | Damaged | Repaired | ParityDamaged
 )  # fmt: skip
 
@@ -250,7 +260,7 @@ class Granted:
 @dataclass(frozen=True, slots=True)
 class Answer:
     ticket: Ticket
-    value: Attachment | Decision | Granted | CkptdError | None
+    value: Attachment | Decision | Granted | bool | CkptdError | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from types import FrameType
 
+from ckptd.ckpt.budget import check_budget
 from ckptd.ckpt.config import SOON_DAYS, Config, split_address
 from ckptd.ckpt.groups import group_of
 from ckptd.ckpt.inventory import Ledger, Report
@@ -23,6 +24,7 @@ from ckptd.daemon.channel import PLAIN
 from ckptd.daemon.driver import Driver
 from ckptd.daemon.fetch import Fetcher
 from ckptd.daemon.jobs import Jobs
+from ckptd.daemon.limits import limits
 from ckptd.daemon.node import Node
 from ckptd.daemon.peers import Peers, PeerServer
 from ckptd.daemon.range_reader import RangeReader
@@ -46,8 +48,9 @@ def serve(config: Config, *, clean_exit: bool = False) -> None:
     """Run this node's daemon until SIGTERM or SIGINT.
 
     `clean_exit` removes the segments at the end; otherwise they stay for the next daemon to find. Raises CkptdError when
-    the directories, the address or the socket can't be had.
+    the directories, the address or the socket can't be had, or memory_bytes is more than there is.
     """
+    check_budget(config.memory_bytes, limits(config.segment_dir))
     private_dir(config.run_dir)
     stopping = threading.Event()
 

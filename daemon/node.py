@@ -41,6 +41,8 @@ class Node:
         self.epoch = 0
         self.sealed: Version | None = None
         self.persisted: Version | None = None
+        self.wanted: Version | None = None
+        """The newest version that a trainer here wants on storage, whether it is due or not."""
         self.sealing_lag_s: float | None = None
         """From the capture of the last image here to the word that its version is sealed."""
         self.part: Part | None = None
@@ -61,9 +63,10 @@ class Node:
             ev.RankGone: self._on_rank_gone,
             ev.DecideAsked: self._on_decide,
             ev.JoinAsked: self._on_join,
-            ev.BeginAsked: lambda event, _now: self.slots.begin(event, self._known()),
+            ev.BeginAsked: lambda event, _now: self.slots.begin(event, self.known()),
             ev.CommitAsked: lambda event, _now: self.slots.commit(event),
             ev.AbortAsked: lambda event, _now: self.slots.abort(event),
+            ev.PersistAsked: self._on_persist_asked,
             ev.SlotMade: lambda event, _now: self.slots.made(event),
             ev.Recorded: self.slots.recorded,
             ev.RebuildAsked: self._on_rebuild_asked,
@@ -105,6 +108,7 @@ class Node:
             sealed=self.sealed,
             persisted=self.persisted,
             questions=self.decisions.asked,
+            wanted=self.wanted,
             domain=self.config.domain,
             scanned=self.scanned,
         )
@@ -197,7 +201,7 @@ class Node:
         self.ledger = ledger
         self._boots |= {report.node: report.boot for report in ledger.reports}
         if ledger.collector != self.config.node:
-            self.collector.follow(ledger)
+            self.collector.follow(ledger, now)
         effects: list[ev.Effect] = []
         sealed = newest(self.sealed, ledger.sealed)
         if sealed is not None and sealed != self.sealed:
@@ -208,13 +212,14 @@ class Node:
             self.sealed, self.epoch = sealed, max(self.epoch, ledger.epoch)
             effects += self._remember()
         self.persisted = newest(self.persisted, ledger.persisted)
-        effects += [*self.duties.outdated(self.sealed, ledger), *self.slots.give_up_surplus(self._known())]
+        effects += [*self.duties.outdated(self.sealed, ledger), *self.slots.give_up_surplus(self.known())]
         part = self.part
         if part and (ledger.persist not in (None, part.version) or (self.persisted and self.persisted >= part.version)):
             self.part = None
         return [*effects, *self._work(now), *self._settle()]
 
-    def _known(self) -> Known:
+    def known(self) -> Known:
+        """What decides about the slots now."""
         return Known(self.ledger, self.sealed, self.part, self._newest_life(), self.scanned)
 
     def _work(self, now: float) -> list[ev.Effect]:
@@ -267,6 +272,13 @@ class Node:
         self.epoch = max(self.epoch, event.epoch)
         self._changed = True
         return [*self._remember(), ev.Answer(event.ticket, None)]
+
+    def _on_persist_asked(self, event: ev.PersistAsked, now: float) -> list[ev.Effect]:
+        stored = self.config.storage is not None
+        if stored:
+            self.wanted, self._changed = newest(self.wanted, event.version), True
+            self.duties.hurry()
+        return [ev.Answer(event.ticket, stored)]
 
     # ---- recovery -----------------------------------------------------------------------------
 
@@ -321,7 +333,7 @@ class Node:
         return self.duties.published(event, now)
 
     def _on_damaged(self, event: ev.Damaged, now: float) -> list[ev.Effect]:
-        return self.slots.damaged(event, self._known(), now)
+        return self.slots.damaged(event, self.known(), now)
 
     def _on_repaired(self, event: ev.Repaired, now: float) -> list[ev.Effect]:
         return self.slots.repaired(event, now)

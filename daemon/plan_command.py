@@ -11,10 +11,10 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from ckptd.ckpt.budget import Need
 from ckptd.ckpt.config import check_protection
 from ckptd.ckpt.domain import NONE, check_domain
 from ckptd.ckpt.errors import UsageError
-from ckptd.ckpt.model import PIECE, pieces_of
 from ckptd.ckpt.placement import breaches, parity_of, place, verdict
 from ckptd.ckpt.settings import read
 from ckptd.daemon import tables
@@ -145,10 +145,10 @@ def _row(
     # While a step is sealed, the parity of the sealed one before it is still kept.
     row |= {"parity_ratio": m / k, "memory_ratio": slots + 2 * m / k, "network_ratio": m}
     if payload is not None:
-        segment = -(-pieces_of(payload) // k) * PIECE
+        need = Need(slots=slots, payload=payload, k=k, m=m)
         row |= {
-            "parity_bytes": m * segment,
-            "memory_bytes": slots * payload + 2 * m * segment,
-            "network_bytes": m * k * segment,
+            "parity_bytes": m * need.segment,
+            "memory_bytes": need.total,
+            "network_bytes": m * k * need.segment,
         }
     return row

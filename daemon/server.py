@@ -18,7 +18,7 @@ import grpc
 from google.protobuf.message import Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from ckptd.ckpt.client import Attachment, Decision, Found
+from ckptd.ckpt.client import WAIT_MAX_S, Attachment, Decision, Found
 from ckptd.ckpt.config import Config
 from ckptd.ckpt.errors import AccessError, CkptdError, CorruptionError, DaemonUnavailable, Unrecoverable, UsageError
 from ckptd.ckpt.inventory import Ledger
@@ -30,6 +30,7 @@ from ckptd.ckpt.wire.rpc import ERROR_KEY, LOCAL, METHODS, status_of
 from ckptd.ckpt.wire.translate import version_in, version_out
 from ckptd.daemon import events as ev
 from ckptd.daemon import views
+from ckptd.daemon.admission import Admission
 from ckptd.daemon.driver import Driver
 from ckptd.daemon.gatherings import Gatherings
 from ckptd.daemon.jobs import Jobs
@@ -53,6 +54,7 @@ class LocalServer:
     ) -> None:
         self._config, self._driver, self._jobs, self._segments, self._record = config, driver, jobs, segments, record
         self._transfers = transfers
+        self._admission = Admission(config)
         self._gatherings = Gatherings(self._bring, segments.restored.release)
         self.socket = config.run_dir / "ckptd.sock"
         self._server = grpc.server(ThreadPoolExecutor(32, "local"))
@@ -156,17 +158,36 @@ class LocalServer:
         rank, size = number("rank", request.rank, RANKS_MAX), _size(request.size)
         if not self._poll(lambda node: node.scanned, _ANSWER_S):  # a file that is made meanwhile would be found twice
             raise DaemonUnavailable("this daemon still reads what an earlier one left; try again")
+        self._admission.admit(rank, size, self._driver.look(lambda node: [rank for rank, _ in node.ranks]))
         self._segments.reserve(rank, size, self._config.slots)
         return pb.Empty()
 
     def begin(self, request: pb.BeginRequest) -> pb.BeginReply:
         version, size = version_in(request.version), _size(request.size)
+        waited_s = self._wait_for_room(request.rank, version, request.wait_s)
         answer: ev.Granted | None = self._driver.ask(
-            lambda ticket: ev.BeginAsked(ticket, request.rank, version, size), _ANSWER_S
+            lambda ticket: ev.BeginAsked(ticket, request.rank, version, size, waited_s), _ANSWER_S
         )
         if answer is None:
-            return pb.BeginReply(granted=False)
-        return pb.BeginReply(granted=True, slot=answer.slot.index, path=answer.path)
+            return pb.BeginReply(granted=False, waited_s=waited_s)
+        return pb.BeginReply(granted=True, slot=answer.slot.index, path=answer.path, waited_s=waited_s)
+
+    def _wait_for_room(self, rank: int, version: Version, wait_s: float) -> float:
+        """Wait until a slot is free for the rank, or for `wait_s`; return how long that took, 0.0 if one was free at once.
+
+        Meanwhile the rank has not begun the version: nobody takes it for one that was skipped.
+        """
+        if not 0.0 <= wait_s <= WAIT_MAX_S:  # which nan is not either
+            raise UsageError(f"found a wait of {wait_s} s for a slot, expected 0 to {WAIT_MAX_S:.0f}")
+
+        def room(node: Node) -> bool:
+            return node.slots.has_room(rank, version, node.known())
+
+        if not wait_s or self._driver.look(room):
+            return 0.0
+        began = time.monotonic()
+        self._poll(room, wait_s)
+        return time.monotonic() - began
 
     def commit(self, request: pb.CommitRequest) -> pb.Empty:
         slot = ev.SlotId(request.rank, request.slot)
@@ -177,6 +198,10 @@ class LocalServer:
         slot, reason = ev.SlotId(request.rank, request.slot), request.reason[:1000]
         self._driver.ask(lambda ticket: ev.AbortAsked(ticket, slot, version_in(request.version), reason), _ANSWER_S)
         return pb.Empty()
+
+    def persist(self, request: pb.PersistRequest) -> pb.PersistReply:
+        version = version_in(request.version)
+        return pb.PersistReply(stored=self._driver.ask(lambda ticket: ev.PersistAsked(ticket, version), _ANSWER_S))
 
     def wait(self, request: pb.WaitRequest) -> pb.WaitReply:
         if request.level not in LEVELS:

@@ -38,6 +38,8 @@ class Slots:
         self.catalog = Catalog(config.slots)
         self._node = config.node
         self.skipped = 0
+        self.waited, self.waited_s = 0, 0.0
+        """How many captures had to wait for a slot, and how long in all."""
         self._ranks, self._duties = ranks, duties
         self._changed = False
         self._captured_at: dict[Version, float] = {}
@@ -54,6 +56,10 @@ class Slots:
 
     # ---- capture --------------------------------------------------------------------------------------
 
+    def has_room(self, rank: int, version: Version, known: Known) -> bool:
+        """Whether the rank would be granted a slot for the version now. Nothing changes."""
+        return self._slot_for(rank, version, known) is not None
+
     def begin(self, event: ev.BeginAsked, known: Known) -> list[ev.Effect]:
         """A trainer wants a slot for a version: it gets one, or skips the snapshot."""
         own = [version for version in self.catalog.versions(event.rank) if version.epoch == event.version.epoch]
@@ -62,6 +68,7 @@ class Slots:
             return [refuse(event.ticket, problem)]
         self.discard_unfinished(event.rank)  # it may have begun another without ending that one
         self._changed = True
+        self.waited, self.waited_s = self.waited + (event.waited_s > 0.0), self.waited_s + event.waited_s
         slot = self._slot_for(event.rank, event.version, known)
         if slot is None:
             self.skipped += 1

@@ -58,6 +58,7 @@ def status(content: dict[str, Any]) -> RenderableType:
             f"{decimal(content['bytes']['payload'])} slots, {decimal(content['bytes']['parity'])} parity",
         ),
         ("snapshots skipped", str(content["skipped"])),
+        ("waited for a slot", f"{content['waited']['count']} times, {content['waited']['seconds']:.1f} s in all"),
     )
     problem = [Text(content["reason"], style="red")] if content["reason"] else []
     moved = [_transfers(content["transfers"])] if content.get("transfers") else []

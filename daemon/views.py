@@ -39,6 +39,7 @@ def status(node: Node, usage: dict[str, int]) -> dict[str, Any]:
         "trainers": [{"rank": rank, "pid": trainer.pid} for rank, trainer in node.ranks],
         "bytes": usage,
         "skipped": node.slots.skipped,
+        "waited": {"count": node.slots.waited, "seconds": node.slots.waited_s},
         "ready": node.scanned and ledger is not None,
     }
     if ledger is None:

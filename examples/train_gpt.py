@@ -49,6 +49,10 @@ class Options:
     text_bytes: int = 4_000_000
     pace: float = 0.0
     """Seconds that a step takes at least: a small model on a small machine stands for a big one."""
+    every: str = "1"
+    """Steps or time between two snapshots, or auto."""
+    sigterm_grace_s: float = 0.0
+    """On SIGTERM take one last snapshot within so many seconds; 0 leaves the signal alone."""
     events: str = ""
     checkpoint: bool = True
 
@@ -217,7 +221,10 @@ def main(options: Options) -> None:
 
     ck: Checkpointer | NoCheckpoint = NoCheckpoint()
     if options.checkpoint:
-        ck = Checkpointer(model=model, optimizer=optimizer, scheduler=scheduler, data=data)
+        ck = Checkpointer(
+            every=options.every, sigterm_grace_s=options.sigterm_grace_s or None,
+            model=model, optimizer=optimizer, scheduler=scheduler, data=data,
+        )  # fmt: skip
     step = ck.restore()
     log.write("restored", step=step)
     while step < options.steps:

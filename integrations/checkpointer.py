@@ -14,26 +14,30 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from ckptd.ckpt.client import Channel, Slot
+from ckptd.ckpt.client import WAIT_MAX_S, Channel, Slot
 from ckptd.ckpt.errors import StaleStepError, StateError, UsageError
 from ckptd.ckpt.model import Version, check_job_name
+from ckptd.ckpt.policy import Failures, cadence_of
 from ckptd.ckpt.settings import read
 from ckptd.integrations.capture import Capture, Wires
 from ckptd.integrations.journal import Journal, OnError, Stats, logger
 from ckptd.integrations.ranks import Ranks
 from ckptd.integrations.restore import Restore, Snapshot
+from ckptd.integrations.rounds import Rounds, Turn
 from ckptd.integrations.session import Session, Ticket
+from ckptd.integrations.sigterm import Sigterm
 from ckptd.integrations.sources import Plan, signature_of
 from ckptd.integrations.state import Leaf, TrainingState
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+WhenFull = Literal["skip", "wait"]
 LEVELS = ("captured", "sealed", "persisted")
 _CLOSE_S = 30.0
 _PATIENCE_S = 2.0
@@ -60,26 +64,35 @@ class Checkpointer:
         self,
         *,
         job: str | None = None,
-        every: int = 1,
-        persist_every: int | None = None,
+        every: int | str = 1,
+        persist_every: int | str | None = None,
         storage: str | None = None,
+        when_full: WhenFull = "skip",
+        full_wait_s: float = 10.0,
+        sigterm_grace_s: float | None = None,
         on_error: OnError = "warn",
         channel: Channel | None = None,
         **state: object,
     ) -> None:
-        """Capture every `every` steps; `persist_every` and `storage` say how often and where the daemon writes to disk.
+        """Capture at `every`: a number of steps, a time ("90s", "5min"), or "auto", which loses the least time.
 
-        `state`: modules, optimizers and Stateful objects by name. `channel`: another way to a daemon, for tests.
+        `persist_every` (the same) and `storage` say how often and where a daemon that is started here writes to disk.
+        `when_full`: without a free slot, "skip" the snapshot or "wait" for one, `full_wait_s` at most. `sigterm_grace_s`:
+        on SIGTERM take one last snapshot at the next step, have it persisted within so many seconds, and only then do what
+        the signal did before; give it on all ranks, or leave SIGTERM alone on all. `state`: modules, optimizers and
+        Stateful objects by name. `channel`: another way to a daemon, for tests.
         Raises StateError for an object that cannot be captured, UsageError for the other arguments.
         """
-        for name, value in (("every", every), ("persist_every", persist_every)):
-            if value is not None and (type(value) is not int or value < 1):
-                raise UsageError(f"found {name}={value!r}, expected a number of steps from 1 on")
+        cadence = cadence_of(every, "every")
+        if persist_every is not None:
+            cadence_of(persist_every, "persist_every")
+        wait_s = _wait_s(when_full, full_wait_s)
         self._journal = Journal(on_error)
-        self._job = check_job_name(read(job=job).job)
-        self._every = every
+        settings = read(job=job)
+        self._job, self._mtbf_node_s = check_job_name(settings.job), settings.mtbf_node_s
         self._ranks = Ranks.detect()
         self._state = TrainingState(state, self._ranks.rank)
+        sigterm = None if sigterm_grace_s is None else Sigterm(sigterm_grace_s)
         self._epoch: int | None = None
         self._attempts = 0
         self._last = -1
@@ -101,6 +114,16 @@ class Checkpointer:
             return connect_to_node(job=self._job, persist_every=persist_every, storage=storage)
 
         self._session = Session(self._ranks, connect)
+        self._session.full_wait_s = wait_s
+        self._sigterm = sigterm
+        self._rounds = Rounds(
+            cadence,
+            self._ranks,
+            failures=self._failures,
+            ending=None if sigterm is None else lambda: sigterm.came,
+            lag_s=lambda: self._session.call(lambda channel: channel.sealing_lag_s()),
+            blocked_s=lambda: self._journal.stats.blocked_s,
+        )
         self._hook = register_optimizer_step_pre_hook(self._fence)
         atexit.register(self.close)
 
@@ -139,12 +162,22 @@ class Checkpointer:
 
         Without `restore` before, the first call starts a fresh life of the job, which is a collective.
         """
-        with self._timed(), self._guarding():
-            self._close_window()
-            if type(n) is not int or n < 0:
-                raise UsageError(f"found step {n!r}, expected the number of finished updates, an int from 0 on")
-            if n % self._every == 0 and self._alive():
-                self._capture(n)
+        turn = Turn()
+        with self._timed():
+            with (
+                self._guarding()
+            ):  # first, and by itself: whatever fails on this rank, it counts the calls as the others do
+                if type(n) is not int or n < 0:
+                    raise UsageError(f"found step {n!r}, expected the number of finished updates, an int from 0 on")
+                turn = self._rounds.turn(n)
+            if turn.last and self._sigterm is not None:
+                self._session.full_wait_s = self._sigterm.left_s  # there will be no other one
+            with self._guarding():
+                self._close_window()
+                if turn.due and self._alive():
+                    self._capture(n)
+        if turn.last and self._sigterm is not None:
+            self._end(self._sigterm)
         self._journal.raise_pending()
 
     def wait(self, level: str = "sealed", timeout_s: float = 60.0) -> str:
@@ -169,9 +202,14 @@ class Checkpointer:
         self._closed = True
         atexit.unregister(self.close)
         self._hook.remove()
+        patience_s = _CLOSE_S
+        if self._sigterm is not None and self._sigterm.came:
+            patience_s = min(patience_s, self._sigterm.left_s)
+        elif self._sigterm is not None:
+            self._sigterm.close()
         with self._guarding():
             self._close_window()
-        self._session.close(_CLOSE_S)
+        self._session.close(patience_s)
         self._journal.raise_pending()
 
     @property
@@ -211,6 +249,42 @@ class Checkpointer:
                 return False
             self._epoch = self._session.start(fresh=True).epoch
         return True
+
+    def _end(self, sigterm: Sigterm) -> None:
+        """A rank was told to end. All have captured this step; who was told sees it safe and leaves, in the grace time."""
+        with self._guarding():
+            self._close_window()
+            if self._epoch is not None:
+                safe = self._session.call(lambda channel: self._settle(channel, sigterm))
+                if sigterm.came:
+                    level = safe.result(sigterm.left_s)
+                    logger.warning(
+                        "ckptd: SIGTERM: %s is %s, %.1f s of the grace time are left",
+                        self._committed,
+                        level,
+                        sigterm.left_s,
+                    )
+        try:
+            if sigterm.came:
+                self.close()  # what the signal does may leave no time for that
+        finally:
+            sigterm.finish()
+
+    def _settle(self, channel: Channel, sigterm: Sigterm) -> str:
+        """Have the last snapshot persisted, or sealed where there is no storage."""
+        version = self._committed
+        if version is None:
+            return "none"
+        stored = channel.persist(version)
+        return (
+            channel.wait(version, "persisted" if stored else "sealed", sigterm.left_s) if sigterm.came else "captured"
+        )
+
+    def _failures(self) -> Failures:
+        """How often this job is expected to fail."""
+        daemon, ranks = self._session.attachment, self._ranks
+        nodes = daemon.nodes if daemon else max(1, ranks.world // ranks.local_world)
+        return Failures(mtbf_node_s=self._mtbf_node_s, nodes=nodes, parity=daemon.parity if daemon else 0)
 
     def _fetch(self, version: Version) -> Restore:
         found = self._session.call(lambda channel: channel.gather(version)).result()
@@ -265,14 +339,17 @@ class Checkpointer:
         if window is None:
             return
         version = window.version
-        if window.ticket.give_up(_PATIENCE_S):
+        patience_s = _PATIENCE_S + self._session.full_wait_s
+        if window.ticket.give_up(patience_s):
             self._late = window.slot
-            self._journal.skipped(f"ckptd: {version} was skipped, the daemon did not answer within {_PATIENCE_S:.0f} s")
+            self._journal.skipped(f"ckptd: {version} was skipped, the daemon did not answer within {patience_s:.0f} s")
             return
         slot = window.slot.result()
         if slot is None:
             self._journal.skipped(f"ckptd: {version} was skipped, every slot is in use; the daemon cannot keep up")
             return
+        if slot.waited_s:
+            self._journal.waited(slot.waited_s)
         names = self._wires.tripped()
         if names:
             text = f"{', '.join(names[:5])}{f' and {len(names) - 5} more' if len(names) > 5 else ''}"
@@ -296,3 +373,12 @@ class Checkpointer:
 
     def _reached(self, channel: Channel, level: str, timeout_s: float) -> str:
         return "none" if self._committed is None else channel.wait(self._committed, level, timeout_s)
+
+
+def _wait_s(when_full: str, full_wait_s: float) -> float:
+    """How long a capture waits for a free slot. Raises UsageError."""
+    if when_full not in ("skip", "wait"):
+        raise UsageError(f"found when_full={when_full!r}, expected 'skip' or 'wait'")
+    if not 0.0 < full_wait_s <= WAIT_MAX_S:
+        raise UsageError(f"found full_wait_s={full_wait_s!r}, expected seconds, {WAIT_MAX_S:.0f} at most")
+    return full_wait_s if when_full == "wait" else 0.0

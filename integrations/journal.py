@@ -21,6 +21,10 @@ class Stats:
     """Snapshots whose images the daemon has recorded."""
     skipped: int = 0
     """Snapshots that were left out because no slot was free."""
+    waited: int = 0
+    """Snapshots that had to wait for a slot, with when_full="wait"."""
+    waited_s: float = 0.0
+    """Seconds that they waited; the training does so at the next update, unless its step is longer."""
     aborted: int = 0
     """Snapshots that were discarded because the state changed behind the optimizer's back."""
     failed: int = 0
@@ -56,6 +60,13 @@ class Journal:
         with self._lock:
             self._stats = replace(self._stats, skipped=self._stats.skipped + 1)
         self._warn("skipped", what)
+
+    def waited(self, seconds: float) -> None:
+        """A snapshot got its slot late."""
+        with self._lock:
+            stats = self._stats
+            self._stats = replace(stats, waited=stats.waited + 1, waited_s=stats.waited_s + seconds)
+        self._warn("waited", f"ckptd: a snapshot waited {seconds:.3f} s for a slot; the daemon cannot keep up")
 
     def aborted(self, error: Exception) -> None:
         """One snapshot was discarded."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
 
-from ckptd.ckpt.client import Channel, Decision, Slot
+from ckptd.ckpt.client import Attachment, Channel, Decision, Slot
 from ckptd.ckpt.errors import CkptdError
 from ckptd.ckpt.model import Version
 from ckptd.integrations.capture import Capture, Slots, Worker
@@ -49,6 +49,10 @@ class Session:
         self._ranks = ranks
         self._connect = connect
         self._channel: Channel | None = None
+        self.attachment: Attachment | None = None
+        """What the daemon said of itself; None before `start`."""
+        self.full_wait_s = 0.0
+        """How long a capture waits for a free slot."""
         self._slots = Slots()
         self._worker = Worker()
 
@@ -86,7 +90,7 @@ class Session:
     def _attach(self) -> None:
         self._channel = self._channel or self._connect()
         ranks = self._ranks
-        self._channel.attach(rank=ranks.rank, world=ranks.world, local_world=ranks.local_world)
+        self.attachment = self._channel.attach(rank=ranks.rank, world=ranks.world, local_world=ranks.local_world)
 
     def _decide(self, *, fresh: bool) -> dict[str, object] | None:
         if self._ranks.rank != 0:
@@ -98,7 +102,7 @@ class Session:
 
     def _fill(self, capture: Capture, ticket: Ticket) -> Slot | None:
         try:
-            slot = self._here.begin(capture.version, capture.plan.layout.size)
+            slot = self._here.begin(capture.version, capture.plan.layout.size, self.full_wait_s)
         finally:
             wanted = ticket.answered()
         if slot is None:

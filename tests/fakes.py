@@ -24,13 +24,16 @@ ALONE = Ranks()
 class FakeChannel:
     """Implements `ckptd.ckpt.client.Channel` for any number of processes.
 
-    `fail[method]` is raised by that method; `full` grants no slots; `hang` keeps `begin` waiting.
+    `fail[method]` is raised by that method; `full` grants no slots, `full_s` none before so many
+    seconds, which nobody really waits; `lag_s` is the sealing lag; `hang` keeps `begin` waiting.
     """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.fail: dict[str, CkptdError] = {}
         self.full = False
+        self.full_s = 0.0
+        self.lag_s: float | None = None
         self.hang: threading.Event | None = None
         self.calls: list[str] = []
         self.threads: set[str] = set()
@@ -73,20 +76,20 @@ class FakeChannel:
         self._called("reserve")
         self.reserved.append(size)
 
-    def begin(self, version: Version, size: int) -> Slot | None:
+    def begin(self, version: Version, size: int, wait_s: float = 0.0) -> Slot | None:
         self._called("begin")
         if self.hang is not None:
             self.hang.wait(30.0)
         if version <= self._begun:
             raise StaleStepError(f"{version} after {self._begun}")
         self._begun = version
-        if self.full:
+        if self.full or self.full_s > wait_s:
             return None
         path = self.directory / f"slot-{self.rank}-{version.step % 2}"
         if not path.exists() or path.stat().st_size != size:
             path.unlink(missing_ok=True)
             path.write_bytes(b"\xaa" * size)
-        return Slot(version.step % 2, path, size)
+        return Slot(version.step % 2, path, size, min(self.full_s, wait_s))
 
     def commit(self, slot: Slot, version: Version) -> None:
         self._called("commit")
@@ -99,6 +102,13 @@ class FakeChannel:
     def abort(self, slot: Slot, version: Version, reason: str) -> None:
         self._called("abort")
         self.aborts.append(reason)
+
+    def persist(self, version: Version) -> bool:
+        self._called("persist")
+        return True
+
+    def sealing_lag_s(self) -> float | None:
+        return self.lag_s
 
     def wait(self, version: Version, level: str, timeout_s: float) -> str:
         self._called("wait")

@@ -18,7 +18,8 @@ PURE = (
     "daemon/node.py", "daemon/catalog.py", "daemon/duties.py", "daemon/collector.py", "daemon/events.py",
     "daemon/slots.py", "daemon/ranks.py", "daemon/decisions.py", "daemon/machine.py", "daemon/work.py", "daemon/places.py",
     "ckpt/recovery.py", "ckpt/model.py", "ckpt/inventory.py", "ckpt/groups.py", "ckpt/plan.py", "ckpt/image.py",
-    "ckpt/placement.py", "ckpt/domain.py", "ckpt/manifest.py", "ckpt/boxes.py",
+    "ckpt/placement.py", "ckpt/domain.py", "ckpt/manifest.py", "ckpt/boxes.py", "ckpt/policy.py", "ckpt/pace.py",
+    "ckpt/budget.py",
     "ckpt/retention.py", "ckpt/tables.py", "ckpt/errors.py", "erasure/layout.py", "erasure/code.py",
     "erasure/portable.py",
 )  # fmt: skip

@@ -91,6 +91,7 @@ def reports(node: st.SearchStrategy[int]) -> st.SearchStrategy[Report]:
         persisted=maybe_version,
         domain=st.just("") | domains,
         questions=st.integers(0, 2**53 - 1),
+        wanted=maybe_version,
         scanned=st.booleans(),
     )
 

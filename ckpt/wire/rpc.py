@@ -21,6 +21,7 @@ METHODS: dict[str, tuple[type[Message], type[Message]]] = {
     "Begin": (pb.BeginRequest, pb.BeginReply),
     "Commit": (pb.CommitRequest, pb.Empty),
     "Abort": (pb.AbortRequest, pb.Empty),
+    "Persist": (pb.PersistRequest, pb.PersistReply),
     "Wait": (pb.WaitRequest, pb.WaitReply),
     "Status": (pb.Empty, pb.Document),
     "List": (pb.Empty, pb.Document),

@@ -113,6 +113,7 @@ def _report_out(report: Report) -> pb.Report:
         sealed=version_out(report.sealed),
         persisted=version_out(report.persisted),
         questions=report.questions,
+        wanted=version_out(report.wanted),
         domain=report.domain,
         scanned=report.scanned,
     )
@@ -151,6 +152,7 @@ def _report_in(message: pb.Report) -> Report:
         sealed=_maybe(message, "sealed"),
         persisted=_maybe(message, "persisted"),
         questions=number("questions", message.questions, STEP_MAX),
+        wanted=_maybe(message, "wanted"),
         domain=check_domain(message.domain, "domain") if message.domain else "",
         scanned=message.scanned,
     )

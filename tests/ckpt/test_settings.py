@@ -44,7 +44,7 @@ def test_every_field_reaches_the_configuration(monkeypatch: pytest.MonkeyPatch, 
     make(tmp_path / "certs", ["127.0.0.1:7", "127.0.0.2:8"], now=datetime.now(timezone.utc), days=9)
     values = {
         "JOB": "j", "NODE": "1", "NODES": "127.0.0.1:7, 127.0.0.2:8,", "PARITY": "0", "GROUP_SIZE": "4", "RUN_DIR": "r",
-        "SEGMENT_DIR": "s", "STORAGE": "p", "PERSIST_EVERY": "5", "SLOTS": "2", "MEMORY_BYTES": "1000",
+        "SEGMENT_DIR": "s", "STORAGE": "p", "PERSIST_EVERY": "5", "MTBF_NODE_S": "5e6", "SLOTS": "2", "MEMORY_BYTES": "1000",
         "SECRET_FILE": "secret", "NICE": "3", "KEEP_LAST": "4", "KEEP_EVERY": "100", "DOMAIN": "rack-7",
         "DOMAIN_LABEL": "rack", "SCRUB_EVERY_S": "60", "LEAVE_AFTER_S": "30",
         "BANDWIDTH_BYTES_S": "5000000", "CPU_SHARE": "0.5",

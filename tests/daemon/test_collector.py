@@ -126,7 +126,7 @@ def test_a_successor_knows_who_is_gone_and_waits_for_the_others() -> None:
     """The collector it followed is lost at once; the rest get a moment to report; nothing announced is forgotten."""
     first, second = collector(0), collector(1)
     ledger = told(first, *(report(n, V1, parities=(V1,)) for n in range(3)))
-    second.follow(ledger)
+    second.follow(ledger, 0.0)
     taken_over = told(second, report(1, V1, parities=(V1,)), now=5.0)
     assert taken_over.lost == (0,)
     assert [item.node for item in taken_over.reports] == [1]
@@ -138,7 +138,7 @@ def test_a_collector_that_leads_again_forgets_old_reports() -> None:
     """What it heard when it led before would make everybody look lost, and a decision wrong."""
     first, second = collector(0), collector(1)
     told(second, *(report(n, V1) for n in (1, 2)), now=0.0)
-    second.follow(told(first, *(report(n, V1) for n in range(3)), now=50.0))
+    second.follow(told(first, *(report(n, V1) for n in range(3)), now=50.0), 50.0)
     again = told(second, report(1, V1, seq=2), now=100.0)
     assert again.lost == (0,)
     assert [item.node for item in again.reports] == [1]
@@ -183,3 +183,46 @@ def test_a_persisted_step_stays_persisted_for_a_successor() -> None:
     reports = [replace(item, persisted=V1) for item in sealed_reports(V1, seq=1)]
     ledger = told(subject, *reports)
     assert (ledger.persisted, ledger.persist) == (V1, None)
+
+
+def test_a_time_between_persisted_steps_counts_from_the_beginning_of_the_last() -> None:
+    """The first sealed step at once, the next when the time is over, and the newest one then."""
+    subject = collector(persist_every="10s")
+    assert told(subject, *sealed_reports(V1, seq=1), now=5.0).persist == V1
+    subject.published(V1)
+    assert told(subject, *sealed_reports(V2, seq=2), now=6.0).persist is None
+    assert told(subject, *sealed_reports(V3, seq=3), now=14.9).persist is None
+    assert told(subject, *sealed_reports(V3, seq=4), now=15.0).persist == V3
+
+
+def test_a_successor_keeps_the_time_between_persisted_steps() -> None:
+    """Who took over knows when the last one was begun, as the ledgers said so."""
+    first, second = collector(0, persist_every="10s"), collector(1, persist_every="10s")
+    second.follow(told(first, *sealed_reports(V1, seq=1), now=1.0), 1.0)
+    first.published(V1)
+    second.follow(told(first, *sealed_reports(V1, V2, seq=2), now=2.0), 2.0)
+    assert told(second, *sealed_reports(V2, seq=3), now=9.0).persist is None
+    assert told(second, *sealed_reports(V2, seq=4), now=11.0).persist == V2
+
+
+def test_auto_leaves_storage_time_to_breathe() -> None:
+    """After a step that took 100 s to be written the next one comes 200 s later at the earliest, after a quick one 60 s."""
+    for took_s, pause_s in ((100.0, 200.0), (0.1, 60.0)):
+        subject = collector(persist_every="auto", mtbf_node_s=60.0)
+        assert told(subject, *sealed_reports(V1, seq=1)).persist == V1
+        subject.published(V1)
+        assert told(subject, *sealed_reports(V2, seq=2), now=took_s).persist is None
+        assert told(subject, *sealed_reports(V2, seq=3), now=pause_s - 0.1).persist is None
+        assert told(subject, *sealed_reports(V2, seq=4), now=pause_s).persist == V2
+
+
+def test_what_a_trainer_wants_on_storage_is_due_at_once() -> None:
+    """As soon as that step or a newer one is sealed, though nothing is persisted otherwise; and only once."""
+    subject = collector()
+    wanting = [replace(item, wanted=V2) for item in sealed_reports(V1, seq=1)]
+    assert told(subject, *wanting).persist is None
+    wanting = [replace(item, wanted=V2 if item.node == 1 else None) for item in sealed_reports(V1, V3, seq=2)]
+    assert told(subject, *wanting).persist == V3
+    subject.published(V3)
+    later = [replace(item, wanted=V2) for item in sealed_reports(V3, Version(1, 4), seq=3)]
+    assert told(subject, *later).persist is None

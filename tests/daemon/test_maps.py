@@ -264,7 +264,7 @@ def test_a_successor_keeps_map_and_tables() -> None:
     """The collector is lost: the next one goes on with the same map, and with the places that were chosen."""
     first, second = collector(0), collector(1)
     before = left(first)
-    second.follow(before)
+    second.follow(before, 0.0)
     facts = told(second, 5.0, *survivors(table(), taken=(2,))[1:])
     assert facts.lost == (0, 3)
     assert (facts.map, facts.left) == (before.map, before.left)
@@ -279,8 +279,8 @@ def test_an_older_ledger_does_not_bring_an_older_map_back() -> None:
     first, second = collector(0), collector(1)
     old = sealed_job(second)
     new = left(first)
-    second.follow(new)
-    second.follow(old)
+    second.follow(new, 0.0)
+    second.follow(old, 0.0)
     assert told(second, 5.0, *survivors(table())).map == new.map
 
 

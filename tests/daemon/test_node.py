@@ -8,6 +8,7 @@ from tests.sim.job import Job
 from tests.sim.world import TIMING, World
 
 from ckptd.ckpt.model import Version
+from ckptd.daemon import events as ev
 
 
 def training(nodes: int = 4, **settings: Any) -> tuple[World, Job]:
@@ -160,3 +161,21 @@ def test_storage_that_fails_does_not_stop_the_snapshots() -> None:
     world.storage.works = True
     newest = max(world.manifests, default=None)
     assert world.run(30.0, lambda: max(world.manifests, default=None) != newest)
+
+
+def test_what_a_trainer_wants_persisted_is_persisted_by_all() -> None:
+    """One node says so, wherever the collector is; a collector that takes over meanwhile does it all the same."""
+    world, job = training()
+    job.stop()
+    world.run(3.0)
+    sealed, answers = world.sealed, list[bool]()
+    assert sealed is not None
+    assert not world.manifests
+    world.crash(0)
+    world.ask(world.hosts[2], lambda ticket: ev.PersistAsked(ticket, sealed), answers.append)
+    world.run(1.0)
+    world.boot(0)
+    assert world.run(20.0, lambda: sealed in world.manifests)
+    assert answers == [True]
+    world.run(3.0)
+    assert set(world.manifests) == {sealed}

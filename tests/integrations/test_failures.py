@@ -61,6 +61,18 @@ def test_failures_are_counted_and_said_once(
         assert ck.stats.captured == 1
 
 
+def test_a_rank_that_fails_counts_on(channel: FakeChannel) -> None:
+    """A call whose window failed is a call all the same: else this rank would agree about other calls than the others."""
+    run = Run.new()
+    with Checkpointer(job="job", channel=channel, every="1h", **run.objects) as ck:
+        ck.restore()
+        channel.fail["begin"] = DaemonUnavailable("gone")
+        for step in (1, 2, 3):
+            ck.step(step)
+        ck.step("4")  # type: ignore[arg-type]
+        assert (ck._rounds._calls, ck.stats.failed) == (3, 2)
+
+
 def test_on_error_raise_raises_at_the_next_step(channel: FakeChannel) -> None:
     """What failed in the background is raised once by the next `step`, `wait` or `close`; never by the hook."""
     run = Run.new()
@@ -93,6 +105,21 @@ def test_full_slots_skip_a_snapshot(channel: FakeChannel, caplog: pytest.LogCapt
         ck.wait()
         assert (ck.stats.skipped, ck.stats.failed, ck.stats.last_error) == (2, 0, None)
     assert len([record for record in caplog.records if "every slot is in use" in record.getMessage()]) == 1
+
+
+def test_full_slots_are_waited_for(channel: FakeChannel, caplog: pytest.LogCaptureFixture) -> None:
+    """With when_full="wait" a snapshot waits so long at most; waits are counted, and said once."""
+    run = Run.new()
+    with Checkpointer(job="job", channel=channel, when_full="wait", full_wait_s=3.0, **run.objects) as ck:
+        for step, full_s in enumerate((0.0, 2.0, 2.5, 4.0), 1):
+            run.update()  # the snapshot before has its slot then, or has none
+            channel.full_s = full_s
+            ck.step(step)
+        ck.wait()
+        assert (ck.stats.captured, ck.stats.waited, ck.stats.waited_s, ck.stats.skipped) == (3, 2, 4.5, 1)
+    assert (
+        len([record for record in caplog.records if "a snapshot waited 2.000 s for a slot" in record.getMessage()]) == 1
+    )
 
 
 def test_a_daemon_that_hangs_does_not_stop_training(channel: FakeChannel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,6 +249,11 @@ def test_another_number_of_ranks_is_refused_with_advice(channel: FakeChannel) ->
         ({"every": 0}, "found every=0"),
         ({"persist_every": -1}, "found persist_every=-1"),
         ({"on_error": "ignore"}, "found on_error='ignore'"),
+        ({"every": "often"}, "found every='often', expected a number of steps"),
+        ({"persist_every": "1 fortnight"}, "found persist_every='1 fortnight'"),
+        ({"when_full": "evict"}, "found when_full='evict', expected 'skip' or 'wait'"),
+        ({"full_wait_s": 0.0}, "found full_wait_s=0.0"),
+        ({"sigterm_grace_s": -1.0}, "found sigterm_grace_s=-1.0"),
         ({"job": "../up"}, "job name"),
         ({"data": object()}, "data: found a object, expected a module"),
     ],

@@ -47,7 +47,7 @@ class Chaos:
         world.note(-1, "HEALED")
         self.faults.heal()
         start, stored = self._sealed_somewhere(), max(world.manifests, default=None)
-        persists = self.scenario.options.persist_every > 0
+        persists = bool(self.scenario.options.persist_every)
 
         def progress() -> bool:
             newest = max(world.manifests, default=None)

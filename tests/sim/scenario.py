@@ -47,7 +47,7 @@ class Options:
     parity: int
     group_size: int
     slots: int
-    persist_every: int
+    persist_every: int | str
     keep_last: int
     ranks: int
     sizes: tuple[int, ...]
@@ -114,7 +114,7 @@ def _options(rng: Random) -> Options:
         parity=parity,
         group_size=rng.choice((max(3, parity + 1), max(4, parity + 2), 8)),
         slots=rng.choice((2, 3, 3, 4)),
-        persist_every=rng.choice((0, 1, 3, 10)),
+        persist_every=rng.choice((0, 1, "1s", 10)),
         keep_last=rng.choice((0, 0, 2, 3)),
         ranks=ranks,
         sizes=tuple(rng.choice((3, 40, 64, 100, 200)) for _ in range(ranks)),

@@ -36,6 +36,7 @@ REPORT = Report(
     sealed=Version(1, 3),
     persisted=Version(1, 4),
     questions=6,
+    wanted=Version(1, 5),
     domain="rack-9",
     scanned=False,
 )
