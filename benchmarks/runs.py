@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from benchmarks import usage
 from benchmarks.peers import BASELINE, EVENTS, STORAGE, System
 from benchmarks.services import Service, serving
@@ -25,6 +27,7 @@ _POLL_S = 0.02
 _SAMPLE_S = 0.05
 _PATIENCE_S = 180.0
 _REASON_CHARS = 300
+_TRACKERS_S = 3.0
 
 
 class RunFailedError(Exception):
@@ -100,10 +103,28 @@ class Process:
         return found
 
     def kill(self) -> None:
-        """SIGKILL to it and to all that it started and that is still in its session."""
-        with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        """SIGKILL to it and to all that it started and that is still in its session.
+
+        Those of its children that clean up after it (multiprocessing's trackers) are given the time to do so first.
+        """
+        others = [process for process in usage.tree(self.pid) if process.pid != self.pid]
+        self._process.kill()
         self._process.wait()
+        trackers = [process for process in others if _is_tracker(process)]
+        for process in others:
+            if process not in trackers:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+        psutil.wait_procs(trackers, timeout=_TRACKERS_S)
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+
+
+def _is_tracker(process: psutil.Process) -> bool:
+    try:
+        return any("resource_tracker" in part for part in process.cmdline())
+    except psutil.Error:
+        return False
 
 
 @contextmanager

@@ -8,7 +8,8 @@ Of each system, median and spread over the rounds:
 * added_ms: how much longer the steps from one snapshot to the next take than the same steps without snapshots, per snapshot.
   It contains blocked_ms.
 * first_ms: the first snapshot, its wait included; setup_ms: making the system's objects, before it.
-* cpu_s_per_gb: CPU seconds beyond the training's own, of all processes, per GB of snapshots.
+* cpu_s_per_gb: CPU seconds beyond the training's own, of all processes, per GB of snapshots; trainer_cpu_s_per_gb: of
+  these the trainer's. What the kernel does for the page cache later is nobody's.
 * memory_bytes: memory beyond the training's own while a snapshot is on its way, of all processes; no files on a disk.
 * survives: by the state in which the system calls the snapshot complete.
 * restored_ok: a trainer was killed after its last snapshot, and what the snapshot claims to survive was lost; a new
@@ -72,15 +73,20 @@ def row(
 ) -> dict[str, Any]:
     """What the report says of one system."""
     pairs = list(zip(outcomes, baseline, strict=True))
-    saved = [len(one.measured["at"]) * plan.state_bytes / GB for one in outcomes]
-    cpu = [(one.measured["cpu_s"] - base.measured["cpu_s"]) for one, base in pairs]
+    per_gb = [GB / (len(one.measured["at"]) * plan.state_bytes) for one in outcomes]
+    own = [
+        (one.measured["cpu_s"] - base.measured["cpu_s"]) * scale
+        for (one, base), scale in zip(pairs, per_gb, strict=True)
+    ]
+    rest = [one.measured["other_cpu_s"] * scale for one, scale in zip(outcomes, per_gb, strict=True)]
     return {
         "version": version,
         **measured("blocked_ms", [1e3 * statistics.median(one.measured["blocked_s"]) for one in outcomes]),
         **measured("added_ms", [added_ms(one, base, plan.every) for one, base in pairs]),
         **measured("first_ms", [1e3 * one.measured["first_s"] for one in outcomes]),
         **measured("setup_ms", [1e3 * one.measured["setup_s"] for one in outcomes]),
-        **measured("cpu_s_per_gb", [used / size for used, size in zip(cpu, saved, strict=True)]),
+        **measured("cpu_s_per_gb", [mine + others for mine, others in zip(own, rest, strict=True)]),
+        **measured("trainer_cpu_s_per_gb", own),
         **measured("memory_bytes", [one.memory_bytes - base.memory_bytes for one, base in pairs]),
         "survives": list(system.survives),
         "restored_ok": all(one.restored_ok for one in outcomes),

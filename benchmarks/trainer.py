@@ -126,10 +126,11 @@ class Trainer:
         peer.finish()
         self.tell("ready", state_bytes=workload.state_bytes())
         loop.forget()
-        skipped, used = peer.skipped, usage.cpu_s(options.services)
+        skipped, (own, rest) = peer.skipped, usage.cpu_s(options.services)
         loop.run(options.steps, every=options.every)
         loop.run(1, every=0)  # closes the last snapshot's fence
         peer.finish()
+        own_after, rest_after = usage.cpu_s(options.services)
         self.tell(
             "measured",
             setup_s=setup,
@@ -137,7 +138,8 @@ class Trainer:
             blocked_s=loop.blocked,
             steps_s=loop.steps,
             at=loop.at,
-            cpu_s=usage.cpu_s(options.services) - used,
+            cpu_s=own_after - own,
+            other_cpu_s=rest_after - rest,
             skipped=peer.skipped - skipped,
         )
         self._leave(loop)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -20,14 +21,18 @@ def tree(pid: int | None = None) -> list[psutil.Process]:
         return []
 
 
-def cpu_s(others: Iterable[int] = ()) -> float:
-    """CPU seconds so far, user and system, of this process, of `others`, and of all that they started."""
-    total = 0.0
+def cpu_s(others: Iterable[int] = ()) -> tuple[float, float]:
+    """CPU seconds so far, user and system: of this process, and of all that it started, of `others` and of all of theirs."""
+    own, rest = 0.0, 0.0
     for process in _all(None, *others):
         with contextlib.suppress(psutil.NoSuchProcess):
             times = process.cpu_times()
-            total += times.user + times.system + times.children_user + times.children_system
-    return total
+            if process.pid == os.getpid():
+                own += times.user + times.system
+            else:
+                rest += times.user + times.system
+            rest += times.children_user + times.children_system
+    return own, rest
 
 
 def memory_bytes(pids: Iterable[int], folder: Path) -> int:
