@@ -28,7 +28,7 @@ from typing import Any
 
 from benchmarks.cluster import SHM
 from benchmarks.report import machine, measured, write
-from benchmarks.runs import ROOT, environment
+from benchmarks.runs import ROOT, end_tidily, environment
 from benchmarks.sizes import parse_size, size_name
 from benchmarks.workload import Workload, calibrate
 from ckptd.ckpt import shm
@@ -173,6 +173,7 @@ def main() -> None:
     parser.add_argument("--train", type=int, metavar="MATMULS", help=argparse.SUPPRESS)
     parser.add_argument("--report", type=Path, metavar="DIR", help="also write the results here, as JSON")
     options = parser.parse_args()
+    end_tidily()
     if options.train:
         train(options.train)
     found = {"date": date.today().isoformat(), **measure(parse_size(options.state), options.rounds, options.step_ms)}

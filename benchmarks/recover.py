@@ -1,7 +1,7 @@
 """What comes back after a kill, and how fast: by system and size.
 
     python -m benchmarks.recover [--state 256MiB] [--rounds 3] [--kills 100] [--kill-state 32MiB] [--peers all]
-                                 [--report DIR]
+                                 [--kill-peers NAMES] [--report DIR]
 
 1. A trainer takes a snapshot, is killed, and what the snapshot claims to survive is lost; a new trainer restores it. Of each
    system: restore_ms until the state is ready in the model and the optimizer (the process is there and has the library
@@ -25,9 +25,19 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cluster import NotInTimeError
-from benchmarks.peers import System
+from benchmarks.peers import System, chosen
 from benchmarks.report import machine, measured, write
-from benchmarks.runs import ROOT, Outcome, Plan, RunFailedError, environment, folder_of_a_run, last_word, measure
+from benchmarks.runs import (
+    ROOT,
+    Outcome,
+    Plan,
+    RunFailedError,
+    end_tidily,
+    environment,
+    folder_of_a_run,
+    last_word,
+    measure,
+)
 from benchmarks.services import serving
 from benchmarks.sizes import parse_size, size_name
 from benchmarks.stall import Runs, prepared
@@ -123,8 +133,10 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=100, help="kills of each system, 0: none (default 100)")
     parser.add_argument("--kill-state", default="32MiB", help="the size of the state that is killed (default 32MiB)")
     parser.add_argument("--peers", default="all", help="all, or names with commas between")
+    parser.add_argument("--kill-peers", help="those that are killed during a save (default: all of --peers)")
     parser.add_argument("--report", type=Path, metavar="DIR", help="also write the results here, as JSON")
     options = parser.parse_args()
+    end_tidily()
     runs = Runs()
     systems = [(system, ready) for system, ready in prepared(options.peers, runs) if system.survives]
     found: dict[str, Any] = {"date": date.today().isoformat(), "restores": {}, "kills": {}}
@@ -133,8 +145,9 @@ def main() -> None:
         plan = Plan(state_bytes=size, matmuls=1, steps=_STEPS, every=_EVERY, threads=1)
         print(size_name(size), flush=True)
         found["restores"][size_name(size)] = restores(systems, plan, options.rounds, runs)
-    for system, ready in systems if options.kills else ():
-        if system.name in runs.unavailable:
+    wanted = {system.name for system in chosen(options.kill_peers or options.peers)} if options.kills else set()
+    for system, ready in systems:
+        if system.name in runs.unavailable or system.name not in wanted:
             continue
         try:
             found["kills"][system.name] = killed(system, ready, parse_size(options.kill_state), options.kills)

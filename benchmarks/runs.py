@@ -176,6 +176,12 @@ def measure(system: System, ready: Ready, plan: Plan) -> Outcome:
         return Outcome(measured, most, finished, restored)
 
 
+def end_tidily() -> None:
+    """Let SIGTERM do what Ctrl-C does: leave every block, which ends the processes and removes the files."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is started with it ignored
+
+
 def last_word(log: str) -> str:
     """The line of a log that names an error, else its last one."""
     lines = [line.strip() for line in log.splitlines() if line.strip()]

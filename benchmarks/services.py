@@ -91,7 +91,11 @@ def _daemons(level: str, folder: Path, state_bytes: int, every: int) -> Iterator
                 cluster.start(*lost)
                 cluster.wait_ready()
 
-        environment = {"CKPTD_RUN_DIR": str(cluster.run_dir(0)), "CKPTD_JOB": JOB}
+        environment = {
+            "CKPTD_RUN_DIR": str(cluster.run_dir(0)),
+            "CKPTD_JOB": JOB,
+            "CKPTD_SEGMENT_DIR": str(cluster.memory / "n0"),
+        }
         yield Service(
             cluster.memory, environment, lambda: [process.pid for process in cluster.processes.values()], lose
         )

@@ -32,7 +32,7 @@ from typing import Any
 from benchmarks.cluster import NotInTimeError
 from benchmarks.peers import BASELINE, System, chosen
 from benchmarks.report import machine, measured, write
-from benchmarks.runs import ROOT, Outcome, Plan, RunFailedError, measure
+from benchmarks.runs import ROOT, Outcome, Plan, RunFailedError, end_tidily, measure
 from benchmarks.sizes import parse_size, size_name
 from benchmarks.venvs import Ready, UnavailableError, prepare
 from benchmarks.workload import calibrate
@@ -184,6 +184,7 @@ def main() -> None:
     parser.add_argument("--gpu", action="store_true", help="the GPU section instead: python -m benchmarks.gpu")
     parser.add_argument("--report", type=Path, metavar="DIR", help="also write the results here, as JSON")
     options = parser.parse_args()
+    end_tidily()
     if options.gpu:
         from benchmarks import gpu
 
