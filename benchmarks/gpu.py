@@ -1,6 +1,6 @@
 """Capture on a GPU: a model of 1.3 billion parameters with AdamW, a snapshot after every step.
 
-    python -m benchmarks.gpu [--steps 20] [--layers 24] [--width 2048] [--report DIR]
+    python -m benchmarks.gpu [--steps 20] [--layers 24] [--width 2048] [--slots 3] [--report DIR]
 
 The yardstick is the link: one pinned copy of 1 GiB from the device, best of five. The same loop runs without snapshots and
 with them, in turns, in this process; the daemon is another. Without a CUDA device it says so and ends with 1.
@@ -120,7 +120,7 @@ def copy_rates(training: Training, checkpointer: Checkpointer, size: int) -> lis
     return rates
 
 
-def measure(steps: int, layers: int, width: int) -> dict[str, Any]:
+def measure(steps: int, layers: int, width: int, slots: int) -> dict[str, Any]:
     """The report."""
     link = link_bytes_s()
     model = Gpt(layers, width).cuda()
@@ -131,7 +131,7 @@ def measure(steps: int, layers: int, width: int) -> dict[str, Any]:
         training.step(None)
     parameters = sum(p.numel() for p in model.parameters())
     size = sum(p.nbytes for p in model.parameters()) * 3
-    with Cluster(1, parity=1, size=size, slots=2, settings={"NICE": "19"}) as cluster:
+    with Cluster(1, parity=1, size=size, slots=slots, settings={"NICE": "19"}) as cluster:
         os.environ.update(CKPTD_RUN_DIR=str(cluster.run_dir(0)), CKPTD_JOB=JOB)
         with Checkpointer(model=model, optimizer=optimizer) as checkpointer:
             hooks.close_bracket()
@@ -173,11 +173,11 @@ def measure(steps: int, layers: int, width: int) -> dict[str, Any]:
     }
 
 
-def run(folder: Path | None, *, steps: int = 20, layers: int = 24, width: int = 2048) -> None:
+def run(folder: Path | None, *, steps: int = 20, layers: int = 24, width: int = 2048, slots: int = 3) -> None:
     """Measure, print, and write gpu.json into `folder`. Exits with 1 where there is no CUDA device."""
     if not torch.cuda.is_available():
-        sys.exit("no CUDA device: this section needs one (16 GB of state, 40 GB of tmpfs with the defaults)")
-    found = measure(steps, layers, width)
+        sys.exit("no CUDA device: this section needs one (16 GB of state, 48 GB of tmpfs with the defaults)")
+    found = measure(steps, layers, width, slots)
     row = found["systems"]["ckptd captured"]
     print(
         f"{found['device']}, {found['parameters'] / 1e9:.2f} B parameters, {found['state_bytes'] / 1e9:.1f} GB of state, "
@@ -198,9 +198,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20, help="steps of a round (default 20)")
     parser.add_argument("--layers", type=int, default=24, help="(default 24)")
     parser.add_argument("--width", type=int, default=2048, help="a multiple of 128 (default 2048)")
+    parser.add_argument("--slots", type=int, default=3, help="snapshots that the tmpfs has room for (default 3)")
     parser.add_argument("--report", type=Path, metavar="DIR", help="also write gpu.json there")
     options = parser.parse_args()
-    run(options.report, steps=options.steps, layers=options.layers, width=options.width)
+    run(options.report, steps=options.steps, layers=options.layers, width=options.width, slots=options.slots)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter
 
 from benchmarks.sizes import size_name
 
@@ -19,7 +20,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _COLORS = {"": "#9a9a9a", "trainer": "#7fb3d5", "node": "#2874a6", "power": "#12344d"}
-_NAMES = {"": "nothing", "trainer": "the trainer's kill", "node": "and a node's loss", "power": "and a power cut"}
+_NAMES = {
+    "": "nothing",
+    "trainer": "the trainer's kill",
+    "node": "that and a node's loss",
+    "power": "that and a power cut",
+}
 _OURS, _BASE = "#c0392b", "#bbbbbb"
 _FLOOR_MS = 0.01
 """Less than that is drawn as that: the axis is logarithmic."""
@@ -59,11 +65,13 @@ def stalls(reports: Sequence[Mapping[str, Any]], path: Path) -> None:
             low, high = (max(value, _FLOOR_MS) for value in row["blocked_ms_spread"])
             axes.plot([low, high], [place, place], color="black", linewidth=1)
             axes.plot(added, place, marker="D", markersize=5, markerfacecolor="white", markeredgecolor="black")
-            axes.text(max(blocked, high) * 1.25, place, f"{row['blocked_ms']:.3g}", va="center", fontsize=9)
+            said = f"{row['blocked_ms']:.3g}  {row['added_ms'] - row['blocked_ms']:+.3g}"
+            axes.text(max(blocked, high, added) * 1.5, place, said, va="center", fontsize=9)
         axes.set_xscale("log")
-        axes.set_xlim(_FLOOR_MS, axes.get_xlim()[1] * 4)
+        axes.set_xlim(_FLOOR_MS, axes.get_xlim()[1] * 10)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.set_title(f"forward+backward {report['step_ms']:g} ms", fontsize=11)
-        axes.set_xlabel("ms per snapshot, logarithmic")
+        axes.set_xlabel("ms per snapshot, logarithmic; in figures: blocked + slower beside it")
         axes.grid(axis="x", color="#e5e5e5")
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
@@ -77,7 +85,7 @@ def stalls(reports: Sequence[Mapping[str, Any]], path: Path) -> None:
             marker="D",
             markerfacecolor="white",
             markeredgecolor="black",
-            label="added to the steps in all",
+            label="blocked and slower together",
         )
     ]
     size = size_name(reports[0]["state_bytes"])
