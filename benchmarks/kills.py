@@ -6,7 +6,8 @@ A life: restore and compare with the digest that was noted for that step, train 
 one and save that, and be killed by SIGKILL at some instant from the beginning of this last save to a little past its end.
 How long a save takes is seen in the life before. Lives are forked from a server that has torch loaded: a life costs little.
 
-The last line printed is JSON: {kills, loads, refused, torn, lost_steps_mean, lost_steps_max}.
+The last line printed is JSON, as `Tally.report` makes it. Where a trainer can't go on after a kill, there are fewer kills
+than asked for, and `stuck` says why.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import os
 import random
 import signal
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -25,10 +27,16 @@ from typing import Any
 
 from benchmarks.peers import STORAGE
 
-_LIFE_S = 60.0
+_LIFE_S = 30.0
+"""The longest silence of a trainer."""
 _PAST_END = 1.2
 """Kills fall up to this many lengths of a save after its beginning."""
 _SEED = 20_260_101
+_REASON_CHARS = 200
+
+
+class StuckError(Exception):
+    """A trainer can't go on after a kill; the message says why."""
 
 
 @dataclass(slots=True)
@@ -46,6 +54,7 @@ class Tally:
     """Wrong bytes came back."""
     lost: list[int] = field(default_factory=list)
     """Of each load, the steps that were trained and are gone."""
+    stuck: str = ""
 
     def judge(self, step: int | None, digest: str, *, complete: int, begun: int) -> None:
         """One restore after a kill that fell into the save of step `begun`, when `complete` was the newest complete one.
@@ -62,20 +71,38 @@ class Tally:
             self.lost.append(begun - step)
 
     def report(self) -> dict[str, Any]:
-        mean = sum(self.lost) / len(self.lost) if self.lost else 0.0
         return {
-            "kills": self.kills, "loads": self.loads, "refused": self.refused, "torn": self.torn,
-            "lost_steps_mean": mean, "lost_steps_max": max(self.lost, default=0),
+            "kills": self.kills, "loads": self.loads, "refused": self.refused, "torn": self.torn, "lost": self.lost,
+            "stuck": self.stuck,
         }  # fmt: skip
 
 
+def summed(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Of several campaigns of one system: the counts together, steps lost in the mean and at most, and every `stuck`."""
+    lost = [steps for report in reports for steps in report["lost"]]
+    return {
+        **{name: sum(report[name] for report in reports) for name in ("kills", "loads", "refused", "torn")},
+        "lost_steps_mean": sum(lost) / len(lost) if lost else 0.0,
+        "lost_steps_max": max(lost, default=0),
+        "stuck": [report["stuck"] for report in reports if report["stuck"]],
+    }
+
+
 def life(options: argparse.Namespace, fresh: bool, pipe: Connection) -> None:
-    """One trainer. It tells what it does: restored, saved, begun; and waits to be killed."""
+    """One trainer. It tells what it does (restored, digest, begun, saved, failed), and waits to be killed."""
+    os.setsid()  # what it starts can be killed with it
+    try:
+        _live(options, fresh, pipe)
+    except Exception as error:  # noqa: BLE001 - whatever a peer raises is an answer
+        pipe.send(("failed", None, f"{type(error).__name__}: {error}"))
+    signal.pause()
+
+
+def _live(options: argparse.Namespace, fresh: bool, pipe: Connection) -> None:
     from benchmarks.peers.base import Job
     from benchmarks.trainer import adapter_of
     from benchmarks.workload import Workload
 
-    os.setsid()  # what it starts can be killed with it
     workload = Workload(options.bytes, matmuls=1, seed=1)
     peer = adapter_of(options.system)(Job(workload, options.folder / STORAGE, options.memory))
     if fresh:
@@ -85,13 +112,10 @@ def life(options: argparse.Namespace, fresh: bool, pipe: Connection) -> None:
         workload.blank()
         try:
             step = peer.restore()
-            pipe.send(("restored", step, workload.digest()))
         except Exception as error:  # noqa: BLE001 - every way of a peer to refuse is an answer
             pipe.send(("restored", None, f"{type(error).__name__}: {error}"))
             return
-        if step == 0:
-            pipe.send(("restored", None, "it starts fresh"))
-            return
+        pipe.send(("restored", step or None, workload.digest()))
     for kind in ("saved", "begun"):
         workload.compute()
         peer.fence()
@@ -105,52 +129,61 @@ def life(options: argparse.Namespace, fresh: bool, pipe: Connection) -> None:
         peer.fence()
         peer.finish()
         pipe.send(("saved", step, str(time.perf_counter() - began)))
-    signal.pause()
 
 
 def one_kill(options: argparse.Namespace, tally: Tally, before: tuple[int, int] | None) -> tuple[int, int] | None:
-    """One life and its kill: (newest complete step, step whose save was begun); None when nothing could be restored."""
+    """One life and its kill: (newest complete step, step whose save was begun); None when nothing could be restored.
+
+    Raises StuckError when the trainer can't go on.
+    """
     context = multiprocessing.get_context("forkserver")
     ours, theirs = context.Pipe()
     process = context.Process(target=life, args=(options, before is None, theirs))
     process.start()
     theirs.close()
-    complete = begun = 0
     try:
-        while True:
-            if not ours.poll(_LIFE_S):
-                raise TimeoutError(f"a trainer said nothing for {_LIFE_S:.0f} s")
-            kind, step, text = ours.recv()
-            if kind == "restored":
-                assert before is not None
-                tally.judge(step, text, complete=before[0], begun=before[1])
-                if step is None:
-                    return None
-            elif kind == "digest":
-                tally.digests[step] = text
-            elif kind == "saved":
-                complete, took = step, float(text)
-            else:
-                begun = step
-                break
-        deadline = time.perf_counter() + random.uniform(0.0, _PAST_END * took)
-        while (left := deadline - time.perf_counter()) > 0:
-            if ours.poll(left):
-                kind, step, _ = ours.recv()
-                assert kind == "saved"
-                complete = step
+        return _lived(ours, tally, before)
     finally:
         assert process.pid is not None
         os.killpg(process.pid, signal.SIGKILL)
         process.join()
-    while ours.poll():  # what it said before it died
-        try:
-            kind, step, _ = ours.recv()
-        except EOFError:
+
+
+def _lived(pipe: Connection, tally: Tally, before: tuple[int, int] | None) -> tuple[int, int] | None:
+    """Listen to a life until it is time for its kill."""
+    complete, begun, took, asked = 0, 0, 0.0, before
+    while True:
+        kind, step, text = _heard(pipe) if pipe.poll(_LIFE_S) else ("failed", None, f"no word for {_LIFE_S:.0f} s")
+        if asked is not None and kind in ("restored", "failed"):
+            tally.judge(step, text, complete=asked[0], begun=asked[1])
+            asked = None
+            if step is None and kind == "restored":
+                return None
+        if kind == "failed" or step is None:
+            raise StuckError(f"a trainer that was started again: {text}" if before else text)
+        if kind == "digest":
+            tally.digests[step] = text
+        elif kind == "saved":
+            complete, took = step, float(text)
+        elif kind == "begun":
+            begun = step
             break
-        if kind == "saved":
+    deadline = time.perf_counter() + random.uniform(0.0, _PAST_END * took)
+    while (left := deadline - time.perf_counter()) > 0:
+        if pipe.poll(left):
+            kind, step, text = _heard(pipe)
+            if kind == "failed" or step is None:
+                raise StuckError(text)
             complete = step
     return complete, begun
+
+
+def _heard(pipe: Connection) -> tuple[str, int | None, str]:
+    try:
+        kind, step, text = pipe.recv()
+    except EOFError:
+        return "failed", None, "it ended by itself"
+    return kind, step, text
 
 
 def main() -> None:
@@ -161,11 +194,15 @@ def main() -> None:
     parser.add_argument("--bytes", type=int, required=True)
     parser.add_argument("--kills", type=int, required=True)
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a trainer is in a session of its own: it must be ended
     random.seed(_SEED)
     multiprocessing.get_context("forkserver").set_forkserver_preload(["benchmarks.workload", "benchmarks.trainer"])
     tally, before = Tally(), None
-    while tally.kills < options.kills:
-        before = one_kill(options, tally, before)
+    try:
+        while tally.kills < options.kills:
+            before = one_kill(options, tally, before)
+    except StuckError as error:
+        tally.stuck = str(error)[:_REASON_CHARS]
     print(json.dumps(tally.report()))
 
 

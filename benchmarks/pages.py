@@ -133,6 +133,7 @@ def recover(report: Mapping[str, Any]) -> str:
                     "kills",
                     "newest complete snapshot came back",
                     "wrong bytes",
+                    "stuck afterwards",
                     "steps lost, mean",
                     "steps lost, most",
                 ),
@@ -142,6 +143,7 @@ def recover(report: Mapping[str, Any]) -> str:
                         str(row["kills"]),
                         str(row["loads"]),
                         str(row["torn"]),
+                        str(len(row["stuck"])),
                         f"{row['lost_steps_mean']:.2f}",
                         str(row["lost_steps_max"]),
                     )
@@ -150,6 +152,8 @@ def recover(report: Mapping[str, Any]) -> str:
             ),
             "",
         ]
+    for name, row in report["kills"].items():
+        lines += [f"- {name}, stuck: `{why}`" for why in row["stuck"][:1]]
     return "\n".join([*lines, *unavailable([report])])
 
 

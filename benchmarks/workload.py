@@ -66,9 +66,14 @@ class Workload:
         return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
 
     def load(self, state: dict[str, Any]) -> None:
-        """The inverse of `state`."""
+        """The inverse of `state`. Copies: torch's optimizer would keep the tensors that it is given.
+
+        Those may be the memory of the snapshot itself (DLRover's are), and the training would go on in it.
+        """
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for index, values in state["optimizer"]["state"].items():
+            for name, value in values.items():
+                self.optimizer.state[self.parameters[index]][name].copy_(value)
 
     def state_bytes(self) -> int:
         return sum(tensor.nbytes for tensor in self.tensors())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from benchmarks.kills import Tally
+from benchmarks.kills import Tally, summed
 from benchmarks.peers import BASELINE, LOSSES, SYSTEMS, UnknownSystemError, chosen
 from benchmarks.runs import Outcome, Plan, last_word
 from benchmarks.sizes import parse_size, size_name
@@ -142,7 +142,7 @@ class TestTally:
     @pytest.mark.parametrize(("step", "digest", "lost"), [(5, "five", 1), (6, "six", 0)])
     def test_the_newest_complete_step_or_the_one_being_saved_is_a_load(self, step: int, digest: str, lost: int) -> None:
         found = self.judged(step, digest)
-        assert (found["kills"], found["loads"], found["lost_steps_mean"]) == (1, 1, lost)
+        assert (found["kills"], found["loads"], found["lost"]) == (1, 1, [lost])
 
     @pytest.mark.parametrize(("step", "digest"), [(None, "an error"), (4, "four")])
     def test_nothing_or_an_older_step_is_a_refusal(self, step: int | None, digest: str) -> None:
@@ -153,3 +153,11 @@ class TestTally:
     def test_other_bytes_than_were_saved_are_torn(self, step: int, digest: str) -> None:
         found = self.judged(step, digest)
         assert (found["loads"], found["refused"], found["torn"]) == (0, 0, 1)
+
+    def test_campaigns_are_summed_and_each_way_to_get_stuck_is_kept(self) -> None:
+        one = {"kills": 3, "loads": 2, "refused": 1, "torn": 0, "lost": [1, 0], "stuck": "no word"}
+        other = {"kills": 1, "loads": 1, "refused": 0, "torn": 0, "lost": [2], "stuck": ""}
+        found = summed([one, other])
+        assert (found["kills"], found["loads"], found["refused"]) == (4, 3, 1)
+        assert (found["lost_steps_mean"], found["lost_steps_max"], found["stuck"]) == (1.0, 2, ["no word"])
+        assert summed([])["lost_steps_mean"] == 0.0

@@ -76,9 +76,14 @@ def test_the_table_says_what_is_not_restored_left_out_and_not_to_be_had() -> Non
 
 
 def test_the_kills_are_counted_in_the_page() -> None:
-    kills = {"kills": 100, "loads": 99, "torn": 1, "refused": 0, "lost_steps_mean": 0.5, "lost_steps_max": 1}
-    report = {**REPORT, "restores": {}, "kill_state": "32MiB", "kills": {"torch.save": kills}}
-    assert "| torch.save | 100 | 99 | 1 | 0.50 | 1 |" in pages.recover(report)
+    """With what a system said the first time that it got stuck."""
+    kills = {"kills": 100, "loads": 97, "torn": 1, "refused": 2, "lost_steps_mean": 0.5, "lost_steps_max": 1}
+    stuck = ["no word for 30 s", "no word for 30 s"]
+    text = pages.recover(
+        {**REPORT, "restores": {}, "kill_state": "32MiB", "kills": {"torch.save": {**kills, "stuck": stuck}}}
+    )
+    assert "| torch.save | 100 | 97 | 1 | 2 | 0.50 | 1 |" in text
+    assert text.splitlines().count("- torch.save, stuck: `no word for 30 s`") == 1
 
 
 @pytest.mark.slow
