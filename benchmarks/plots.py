@@ -36,6 +36,10 @@ def _level(row: Mapping[str, Any]) -> str:
     return str(row["survives"][-1]) if row["survives"] else ""
 
 
+def _short(value: float) -> str:
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.2g}"
+
+
 def _legend_of_levels() -> list[Patch]:
     return [Patch(color=_COLORS[level], label=f"survives {_NAMES[level]}") for level in _COLORS]
 
@@ -64,11 +68,12 @@ def stalls(reports: Sequence[Mapping[str, Any]], path: Path) -> None:
             axes.barh(place, blocked, color=_COLORS[_level(row)], height=0.62)
             low, high = (max(value, _FLOOR_MS) for value in row["blocked_ms_spread"])
             axes.plot([low, high], [place, place], color="black", linewidth=1)
-            axes.plot(added, place, marker="D", markersize=5, markerfacecolor="white", markeredgecolor="black")
-            said = f"{row['blocked_ms']:.3g}  {row['added_ms'] - row['blocked_ms']:+.3g}"
+            if row["added_ms"] > 0:
+                axes.plot(added, place, marker="D", markersize=5, markerfacecolor="white", markeredgecolor="black")
+            said = f"{_short(row['blocked_ms'])} + {_short(row['added_ms'] - row['blocked_ms'])}"
             axes.text(max(blocked, high, added) * 1.5, place, said, va="center", fontsize=9)
         axes.set_xscale("log")
-        axes.set_xlim(_FLOOR_MS, axes.get_xlim()[1] * 10)
+        axes.set_xlim(_FLOOR_MS, axes.get_xlim()[1] * 20)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.set_title(f"forward+backward {report['step_ms']:g} ms", fontsize=11)
         axes.set_xlabel("ms per snapshot, logarithmic; in figures: blocked + slower beside it")
