@@ -1,4 +1,4 @@
-"""Copies a rank's state into its slot, beside the training, and notices when the state changed meanwhile.
+"""Copies a rank's state into its slot, beside the training.
 
 The lazy tensors of a plan are copied by the one `Worker` thread while forward and backward run. That thread must not
 compete with the trainer for the interpreter, so it spends its time in single calls that release the GIL.
@@ -9,97 +9,129 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from ckptd.ckpt.client import Slot
+from ckptd.ckpt.errors import CorruptionError
 from ckptd.ckpt.model import Version
-from ckptd.integrations.sources import Plan, Source
-from ckptd.integrations.tensors import Mapping, sample_of
+from ckptd.integrations.copying import Batch, Copying, batches_of, copy_now, stay_on_one_core
+from ckptd.integrations.roles import Roles
+from ckptd.integrations.sources import Plan
+from ckptd.integrations.staging import Loan
+from ckptd.integrations.tensors import Mapping
+from ckptd.integrations.wires import due
 
 T = TypeVar("T")
 
 
-class Wires:
-    """Trip wires on the sources of a plan: data pointer, version counter and a sample of the bytes.
-
-    They are looked at in the trainer's thread, when no update is in progress, and prove that something was written, never
-    that nothing was (fused optimizers and `.data` do not count versions, a sample sees 16 words).
-    """
-
-    def __init__(self, sources: Sequence[Source]) -> None:
-        self._sources = [(source.name, source.live, sample_of(source.rows)) for source in sources]
-        self._before: list[object] = []
-
-    def arm(self) -> None:
-        """Remember how the sources look now."""
-        self._before = self._look()
-
-    def tripped(self) -> list[str]:
-        """The names of those that look different now."""
-        found = zip(self._sources, self._before, self._look(), strict=True)
-        return [name for (name, _, _), before, now in found if before != now]
-
-    def _look(self) -> list[object]:
-        return [
-            (
-                live.data_ptr(),
-                -1 if live.is_inference() else live._version,  # noqa: SLF001 - torch offers no public counter
-                b"" if sample is None else sample.tobytes(),
-            )
-            for _, live, sample in self._sources
-        ]
-
-
 @dataclass(frozen=True, slots=True)
 class Capture:
-    """What one image is made of: the plan's live tensors, and what was copied from the trainer's objects at once."""
+    """What one image is made of: live tensors by their roles, and what was copied from the trainer's objects at once."""
 
     version: Version
     plan: Plan
-    eager: list[torch.Tensor]
+    roles: Roles
+    staged: Sequence[torch.Tensor]
+    """Copies of `roles.at_once`."""
+    eager: Sequence[torch.Tensor]
     document: bytes
-    after: torch.cuda.Event | None
+    after: torch.cuda.Event | None = None
+    count: int = 0
+    """The number of this capture, and when each frozen tensor last changed before: see `wires.Frozen`."""
+    changed_at: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    loan: Loan = field(default_factory=Loan)
+
+
+class Mapped:
+    """A slot's file in this process, and what its places are."""
+
+    def __init__(self, slot: Slot, identity: tuple[int, int, int], plan: Plan) -> None:
+        self.identity = identity
+        self.plan = plan
+        self.mapping = Mapping(slot.path, slot.size, write=True)
+        self._targets = dict(zip(plan.names, plan.targets(self.mapping), strict=True))
+        self._roles: Roles | None = None
+        self._lazy: list[Batch] = []
+        self._held = np.zeros(0, dtype=np.int64)
+
+    def batches(self, capture: Capture) -> list[Batch]:
+        """What is to be copied beside the training: all that is lazy, and of the frozen tensors those that are due."""
+        roles = capture.roles
+        if self._roles is not roles:
+            self._roles = roles
+            self._lazy = batches_of(
+                [self._targets[source.name] for source in roles.lazy], [source.rows for source in roles.lazy]
+            )
+            self._held = np.full(len(roles.frozen), -1, dtype=np.int64)
+        again = [roles.frozen[at] for at in due(self._held, capture.count, capture.changed_at)]
+        return self._lazy + batches_of(
+            [self._targets[source.name] for source in again], [source.rows for source in again]
+        )
+
+    def small(self, capture: Capture) -> Batch:
+        """What the trainer has copied already."""
+        names = [source.name for source in capture.roles.at_once] + capture.plan.eager_names
+        return [self._targets[name] for name in names], [*capture.staged, *capture.eager]
+
+    def holds(self, capture: Capture) -> None:
+        """The capture was committed: the frozen tensors that it copied need not be copied again."""
+        if self._roles is capture.roles:
+            self._held[due(self._held, capture.count, capture.changed_at)] = capture.count
 
 
 class Slots:
     """The slots of this rank, mapped once each; used on the worker thread."""
 
     def __init__(self) -> None:
-        self._open: dict[Path, tuple[tuple[int, int], Plan, Mapping, list[torch.Tensor]]] = {}
+        self._open: dict[Path, Mapped] = {}
 
-    def fill(self, slot: Slot, capture: Capture) -> None:
+    def fill(self, slot: Slot, capture: Capture, copying: Copying) -> None:
         """Write the whole image. Raises CorruptionError when the slot's file is not what was announced."""
-        plan = capture.plan
-        mapping, targets = self._mapped(slot, plan)
-        layout = plan.layout
-        mapping.memory[: layout.data_start] = layout.header_for(capture.version)
-        first, last = layout.spans[plan.document]
-        mapping.memory[first:last] = capture.document.ljust(plan.capacity)
-        sources = [source.rows for source in plan.sources] + capture.eager
-        if capture.after is not None:
-            side = torch.cuda.Stream(plan.device)  # type: ignore[no-untyped-call]
-            side.wait_event(capture.after)
-            with torch.cuda.stream(side):
-                torch._foreach_copy_(targets, sources, non_blocking=True)
-            side.synchronize()
-        elif targets:
-            torch._foreach_copy_(targets, sources)  # one call for all: the GIL is taken once, not once per tensor
+        mapped = self.mapped(slot, capture.plan)
+        copying.offer(mapped.batches(capture))
+        layout, memory = capture.plan.layout, mapped.mapping.memory
+        memory[: layout.data_start] = layout.header_for(capture.version)
+        first, last = layout.spans[capture.plan.document]
+        memory[first:last] = capture.document.ljust(capture.plan.capacity)
+        small = mapped.small(capture)
+        if small[0]:
+            copy_now(small)
+        copying.work()
+        capture.loan.give_back()
 
-    def _mapped(self, slot: Slot, plan: Plan) -> tuple[Mapping, list[torch.Tensor]]:
+    def committed(self, slot: Slot, capture: Capture) -> None:
+        """The image is recorded: what was copied into the slot stands there."""
         held = self._open.get(slot.path)
-        stat = slot.path.stat()
-        identity = (stat.st_dev, stat.st_ino)  # a daemon that lost its slots makes new files under the old names
-        if held is None or held[0] != identity or held[1] is not plan:
-            for path in [path for path, other in self._open.items() if other[1] is not plan or path == slot.path]:
+        if held is not None:
+            held.holds(capture)
+
+    def forget(self) -> None:
+        """The daemon may have written into the slots: nothing that stands there is known any more."""
+        self._open.clear()
+
+    def mapped(self, slot: Slot, plan: Plan) -> Mapped:
+        """The slot's mapping for this plan, made anew when the file is another one than before."""
+        try:
+            stat = slot.path.stat()
+        except OSError as error:
+            self._open.pop(slot.path, None)
+            raise CorruptionError(
+                f"{slot.path}: {error.strerror}, expected {slot.size} bytes; is the daemon's tmpfs gone?"
+            ) from error
+        identity = (stat.st_dev, stat.st_ino, stat.st_size)  # a daemon that lost its slots makes new files
+        held = self._open.get(slot.path)
+        if held is None or held.identity != identity or held.plan is not plan:
+            for path in [path for path, other in self._open.items() if other.plan is not plan or path == slot.path]:
                 del self._open[path]
-            mapping = Mapping(slot.path, slot.size, write=True)
-            held = self._open[slot.path] = (identity, plan, mapping, plan.targets(mapping))
-        return held[2], held[3]
+            held = self._open[slot.path] = Mapped(slot, identity, plan)
+        return held
 
 
 class Worker:
@@ -122,6 +154,7 @@ class Worker:
         self._thread.join(timeout_s)
 
     def _run(self) -> None:
+        stay_on_one_core()
         while (work := self._jobs.get()) is not None:
             future, job = work
             try:

@@ -23,13 +23,17 @@ from ckptd.ckpt.client import Channel, Slot
 from ckptd.ckpt.errors import StaleStepError, StateError, UsageError
 from ckptd.ckpt.model import Version, check_job_name
 from ckptd.ckpt.settings import read
-from ckptd.integrations.capture import Capture, Wires
+from ckptd.integrations.capture import Capture
+from ckptd.integrations.copying import Copying
 from ckptd.integrations.journal import Journal, OnError, Stats, logger
+from ckptd.integrations.outline import Outline
 from ckptd.integrations.ranks import Ranks
 from ckptd.integrations.restore import Restore, Snapshot
 from ckptd.integrations.session import Session, Ticket
-from ckptd.integrations.sources import Plan, signature_of
+from ckptd.integrations.sources import Plan
 from ckptd.integrations.state import Leaf, TrainingState
+from ckptd.integrations.watch import Watched
+from ckptd.integrations.wires import Watch
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -44,8 +48,9 @@ _PATIENCE_S = 2.0
 class _Window:
     """A capture that is neither committed nor discarded: the worker may still be copying."""
 
-    version: Version
+    capture: Capture
     ticket: Ticket
+    copying: Copying
     slot: Future[Slot | None]
 
 
@@ -64,12 +69,15 @@ class Checkpointer:
         persist_every: int | None = None,
         storage: str | None = None,
         on_error: OnError = "warn",
+        watch: Watch = "samples",
         channel: Channel | None = None,
         **state: object,
     ) -> None:
         """Capture every `every` steps; `persist_every` and `storage` say how often and where the daemon writes to disk.
 
-        `state`: modules, optimizers and Stateful objects by name. `channel`: another way to a daemon, for tests.
+        `watch`: how writes behind the optimizer's back are found, by "samples" of the tensors' bytes and torch's version
+        counters, or by the "counters" alone. `state`: modules, optimizers and Stateful objects by name. `channel`:
+        another way to a daemon, for tests.
         Raises StateError for an object that cannot be captured, UsageError for the other arguments.
         """
         for name, value in (("every", every), ("persist_every", persist_every)):
@@ -84,8 +92,8 @@ class Checkpointer:
         self._attempts = 0
         self._last = -1
         self._plan: Plan | None = None
-        self._wires = Wires([])
-        self._signature: tuple[object, ...] = ()
+        self._outline = Outline([])
+        self._watched = Watched(self._state.optimizers.values(), watch)
         self._room = 0
         self._reserved = 0
         self._window: _Window | None = None
@@ -226,7 +234,7 @@ class Checkpointer:
         if self._late is not None and not self._late.done():
             self._journal.skipped(f"ckptd: step {n} was skipped, the daemon has not answered for an earlier one yet")
             return
-        if self._plan is not None and signature_of(self._state.probe()) != self._signature:
+        if self._plan is not None and not self._outline.matches(self._state.probe()):
             self._plan = None
         leaves = self._state.lazy() if self._plan is None else []
         eager, document = self._state.eager()
@@ -234,10 +242,11 @@ class Checkpointer:
             self._plan, leaves = None, self._state.lazy()
         plan = self._plan or self._make_plan(leaves, eager, document)
         self._last = n
-        self._wires.arm()
-        capture = Capture(Version(self._epoch, n), plan, list(eager.values()), document, plan.mark())
-        ticket = Ticket()
-        self._window = _Window(capture.version, ticket, self._session.capture(capture, ticket))
+        capture = self._watched.capture(
+            Version(self._epoch, n), plan, list(eager.values()), document, self._state.staging
+        )
+        ticket, copying = Ticket(), Copying()
+        self._window = _Window(capture, ticket, copying, self._session.capture(capture, ticket, copying))
         if not self._state.optimizers:  # nobody would close the window before the next change
             self._close_window()
 
@@ -249,8 +258,9 @@ class Checkpointer:
         if plan.layout.size != self._reserved:
             self._session.call(lambda channel: channel.reserve(plan.layout.size)).result()
             self._reserved = plan.layout.size
-        self._plan, self._wires = plan, Wires(plan.sources)
-        self._signature = signature_of(self._state.probe())
+        self._plan = plan
+        self._outline = Outline(self._state.probe())
+        self._watched.plan(plan.sources)
         return plan
 
     def _fence(self, *_: object) -> None:
@@ -264,30 +274,36 @@ class Checkpointer:
         window, self._window = self._window, None
         if window is None:
             return
-        version = window.version
+        version = window.capture.version
         if window.ticket.give_up(_PATIENCE_S):
             self._late = window.slot
             self._journal.skipped(f"ckptd: {version} was skipped, the daemon did not answer within {_PATIENCE_S:.0f} s")
             return
+        window.copying.help()
         slot = window.slot.result()
         if slot is None:
             self._journal.skipped(f"ckptd: {version} was skipped, every slot is in use; the daemon cannot keep up")
             return
-        names = self._wires.tripped()
+        names = self._watched.tripped()
         if names:
             text = f"{', '.join(names[:5])}{f' and {len(names) - 5} more' if len(names) > 5 else ''}"
             reason = f"{version} was discarded: changed between two updates of the optimizer: {text}"
             self._session.call(lambda channel: channel.abort(slot, version, reason)).add_done_callback(self._note)
             self._journal.aborted(
-                StateError(f"{reason}; call step() after all changes to the state, before the next forward")
+                StateError(
+                    f"{reason}; {self._watched.what_now}; to avoid that, call step() after all changes to the state, "
+                    "before the next forward"
+                )
             )
             return
-        self._session.call(lambda channel: self._commit(channel, slot, version)).add_done_callback(self._note)
+        self._session.commit(slot, window.capture).add_done_callback(lambda done: self._committed_is(done, version))
 
-    def _commit(self, channel: Channel, slot: Slot, version: Version) -> None:
-        channel.commit(slot, version)
-        self._committed = version
-        self._journal.captured()
+    def _committed_is(self, done: Future[None], version: Version) -> None:
+        if done.exception() is None:
+            self._committed = version
+            self._journal.captured()
+        else:
+            self._note(done)
 
     def _note(self, done: Future[None]) -> None:
         error = done.exception()

@@ -62,7 +62,7 @@ class Journal:
         with self._lock:
             self._stats = replace(self._stats, aborted=self._stats.aborted + 1, last_error=str(error))
             self._pending = self._pending or error
-        self._warn("aborted", str(error))
+        self._warn(str(error), str(error))  # few, as what was found changing is copied at once afterwards
 
     def failed(self, error: Exception) -> None:
         """One snapshot, or another call, failed."""

@@ -11,6 +11,7 @@ from ckptd.ckpt.client import Channel, Decision, Slot
 from ckptd.ckpt.errors import CkptdError
 from ckptd.ckpt.model import Version
 from ckptd.integrations.capture import Capture, Slots, Worker
+from ckptd.integrations.copying import Copying
 from ckptd.integrations.ranks import Ranks
 
 T = TypeVar("T")
@@ -66,9 +67,17 @@ class Session:
         """Ask the channel something after everything that was submitted before."""
         return self._worker.submit(lambda: ask(self._here))
 
-    def capture(self, capture: Capture, ticket: Ticket) -> Future[Slot | None]:
+    def capture(self, capture: Capture, ticket: Ticket, copying: Copying) -> Future[Slot | None]:
         """Obtain a slot and copy the state into it; None when no slot is free, or the trainer has given up."""
-        return self._worker.submit(lambda: self._fill(capture, ticket))
+        return self._worker.submit(lambda: self._fill(capture, ticket, copying))
+
+    def commit(self, slot: Slot, capture: Capture) -> Future[None]:
+        """Let the daemon record what was captured."""
+        return self._worker.submit(lambda: self._commit(slot, capture))
+
+    def forget(self) -> None:
+        """The daemon may write into the slots from now on, as a restore does."""
+        self._worker.submit(self._slots.forget)
 
     def close(self, timeout_s: float) -> None:
         """Finish what was submitted, close the channel, end the thread."""
@@ -96,7 +105,17 @@ class Session:
         said = {"epoch": made.epoch, "version": version, "source": made.source, "world": made.world}
         return {**said, "reason": made.reason[:_REASON_CHARS]}
 
-    def _fill(self, capture: Capture, ticket: Ticket) -> Slot | None:
+    def _commit(self, slot: Slot, capture: Capture) -> None:
+        self._here.commit(slot, capture.version)
+        self._slots.committed(slot, capture)
+
+    def _fill(self, capture: Capture, ticket: Ticket, copying: Copying) -> Slot | None:
+        try:
+            return self._filled(capture, ticket, copying)
+        finally:
+            copying.offer([])  # whatever went wrong: nobody waits for batches
+
+    def _filled(self, capture: Capture, ticket: Ticket, copying: Copying) -> Slot | None:
         try:
             slot = self._here.begin(capture.version, capture.plan.layout.size)
         finally:
@@ -107,7 +126,7 @@ class Session:
             self._here.abort(slot, capture.version, "the daemon's answer came after the next update")
             return None
         try:
-            self._slots.fill(slot, capture)
+            self._slots.fill(slot, capture, copying)
         except (CkptdError, OSError, RuntimeError, ValueError) as error:
             self._here.abort(slot, capture.version, f"{type(error).__name__}: {error}")
             raise

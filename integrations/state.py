@@ -20,6 +20,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
+from operator import attrgetter, is_
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -29,10 +30,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ckptd.ckpt.errors import StateError
 from ckptd.integrations.rng import Generators
+from ckptd.integrations.staging import Staging
+from ckptd.integrations.tensors import plain
 from ckptd.integrations.tree import Encoder
 
 RNG = "rng"
 RESERVED = {RNG, "ckptd"}
+to_json = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 
 @runtime_checkable
@@ -71,14 +75,22 @@ class Model:
         self.module = module
         self._world = world
         self._sites: list[Site] = []
-        self._children: list[int] = []
+        self._modules: list[nn.Module] = []
+        self._children: list[nn.Module | None] = []
 
     def sites(self) -> list[Site]:
         """Every submodule; walked anew only when one was added, removed or replaced."""
-        if not self._sites or self._children != _children_of(self._sites):
+        children = _children_of(self._modules)
+        if not self._sites or len(children) != len(self._children) or not all(map(is_, children, self._children)):
             self._sites = list(_walk(self.module, "", None, self._world))
-            self._children = _children_of(self._sites)
+            self._modules = [site.module for site in self._sites]
+            self._children = _children_of(self._modules)
         return self._sites
+
+    def slots(self) -> list[torch.Tensor | None]:
+        """What stands in the places of the parameters, without names: a few calls for all of them."""
+        self.sites()
+        return list(chain.from_iterable(map(dict.values, map(attrgetter("_parameters"), self._modules))))
 
     def parameters(self) -> Iterator[tuple[str, torch.Tensor, bool]]:
         """(canonical name, parameter, replicated); tied ones under each of their names."""
@@ -91,10 +103,11 @@ class Model:
     def buffers(self) -> Iterator[tuple[str, torch.Tensor]]:
         """(canonical name, buffer): the persistent ones, as in a state_dict()."""
         for site in self.sites():
-            skipped = vars(site.module)["_non_persistent_buffers_set"]
-            for key, buffer in vars(site.module)["_buffers"].items():
-                if buffer is not None and key not in skipped:
-                    yield site.path + key, buffer
+            if buffers := vars(site.module)["_buffers"]:
+                skipped = vars(site.module)["_non_persistent_buffers_set"]
+                for key, buffer in buffers.items():
+                    if buffer is not None and key not in skipped:
+                        yield site.path + key, buffer
 
     def extras(self) -> Iterator[tuple[str, nn.Module]]:
         """(canonical path, submodule) of those that define `get_extra_state`."""
@@ -103,8 +116,8 @@ class Model:
                 yield site.path, site.module
 
 
-def _children_of(sites: list[Site]) -> list[int]:
-    return [id(child) for site in sites for child in vars(site.module)["_modules"].values()]
+def _children_of(modules: list[nn.Module]) -> list[nn.Module | None]:
+    return list(chain.from_iterable(map(dict.values, map(attrgetter("_modules"), modules))))
 
 
 def _walk(module: nn.Module, path: str, unlike: frozenset[str] | None, world: int) -> Iterator[Site]:
@@ -140,7 +153,9 @@ class TrainingState:
         self.models: list[Model] = []
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
         self.statefuls: dict[str, Stateful] = {}
+        self.staging = Staging()
         self._names: dict[int, tuple[str, bool]] = {}
+        self._fixed: dict[str, Fixed] = {}
         for name, thing in objects.items():
             if not name.isidentifier() or name in RESERVED:
                 raise StateError(f"{name!r}: expected a Python identifier other than {sorted(RESERVED)}; rename it")
@@ -157,7 +172,8 @@ class TrainingState:
                     f"{name}: found a {type(thing).__name__}, expected a module, an optimizer or an object with "
                     "state_dict() and load_state_dict(); give it those two, or leave it out"
                 )
-        self.statefuls[RNG] = Generators()  # last: loading the others may draw random numbers
+        self._generators = Generators()
+        self.statefuls[RNG] = self._generators  # last: loading the others may draw random numbers
 
     def groups(self, name: str) -> list[list[Owned]]:
         """The parameters of an optimizer's groups, named after the models' (`param_<group>_<index>` where in none)."""
@@ -173,7 +189,7 @@ class TrainingState:
     def lazy(self) -> list[Leaf]:
         """All lazy tensors under their names; also learns the parameters' names anew."""
         leaves = []
-        self._names = {}
+        self._names, self._fixed = {}, {}
         for model in self.models:
             prefix = f"{model.name}." if len(self.models) > 1 else ""
             for name, parameter, replicated in model.parameters():
@@ -186,65 +202,103 @@ class TrainingState:
                         leaves.append(Leaf(f"{name}.state.{owned.name}.{key}", value, owned.replicated))
         return leaves
 
-    def probe(self) -> list[torch.Tensor]:
-        """The live lazy tensors without their names: cheap enough for every step, to notice a change of layout."""
-        found = [
-            parameter
-            for model in self.models
-            for site in model.sites()
-            for parameter in vars(site.module)["_parameters"].values()
-            if parameter is not None
-        ]
+    def probe(self) -> list[object]:
+        """What stands where the lazy tensors are, without names: a few calls for all, at every step.
+
+        The parameters, the members of the optimizers' groups, and all values of their states.
+        """
+        found: list[object] = []
+        for model in self.models:
+            found += model.slots()
         for optimizer in self.optimizers.values():
-            for key, values in optimizer.state.items():
-                if isinstance(key, torch.Tensor):
-                    found += [value for value in values.values() if isinstance(value, torch.Tensor)]
+            for group in optimizer.param_groups:
+                found += group["params"]
+            for values in optimizer.state.values():
+                found += values.values() if isinstance(values, dict) else [values]
         return found
 
     def eager(self) -> tuple[dict[str, torch.Tensor], bytes]:
         """Private copies of all eager tensors, and the JSON document of the rest. Call `lazy` first.
 
-        Raises StateError for values that cannot be encoded, and whatever the objects' own state_dict() raises.
+        The copies of buffers are on the buffers' devices and lent by `staging`. Raises StateError for values that cannot
+        be encoded, and whatever the objects' own state_dict() raises.
         """
         encoder = Encoder()
-        objects: dict[str, Any] = {}
+        buffers = [(f"{model.name}.{name}", buffer) for model in self.models for name, buffer in model.buffers()]
+        locals_ = [plain(name, buffer) for name, buffer in buffers]
+        encoder.add_copies((name for name, _ in buffers), self.staging.copies_of(locals_))
+        objects: dict[str, str] = {}
         for model in self.models:
-            for name, buffer in model.buffers():
-                encoder.add(f"{model.name}.{name}", buffer)
-            objects[model.name] = {
-                path: encoder.encode(site.get_extra_state(), f"{model.name}.{path}_extra_state")
-                for path, site in model.extras()
-            }
+            objects[model.name] = to_json(
+                {
+                    path: encoder.encode(site.get_extra_state(), f"{model.name}.{path}_extra_state")
+                    for path, site in model.extras()
+                }
+            )
         for name in self.optimizers:
             objects[name] = self._optimizer(name, encoder)
         for name, stateful in self.statefuls.items():
-            objects[name] = encoder.encode(stateful.state_dict(), name)
-        return encoder.tensors, json.dumps(objects, separators=(",", ":"), allow_nan=False).encode()
+            if stateful is self._generators:
+                objects[name] = to_json(self._generators.encode(encoder, name))
+            else:
+                objects[name] = to_json(encoder.encode(stateful.state_dict(), name))
+        document = ",".join(f"{to_json(name)}:{text}" for name, text in objects.items())
+        return encoder.tensors, f"{{{document}}}".encode()
 
-    def _optimizer(self, name: str, encoder: Encoder) -> dict[str, Any]:
-        """What an optimizer has beside its tensors: groups, plain values in its state, and which keys live on the CPU."""
+    def _optimizer(self, name: str, encoder: Encoder) -> str:
+        """The JSON of what an optimizer has beside its tensors: groups, plain values, and which keys live on the CPU."""
         optimizer = self.optimizers[name]
-        groups: list[dict[str, Any]] = []
-        values: dict[str, Any] = {}
-        on_cpu: set[str] = set()
-        order: dict[
-            Any, None
-        ] = {}  # tensors lie in the image by size and name; a state_dict() shows keys in this order
-        for at, (group, members) in enumerate(zip(optimizer.param_groups, self.groups(name), strict=True)):
+        fixed = self._fixed.get(name)
+        if fixed is None:
+            fixed = self._fixed[name] = Fixed.of(optimizer, self.groups(name))
+        groups: list[str] = []
+        for at, (group, params) in enumerate(zip(optimizer.param_groups, fixed.params, strict=True)):
             options = {key: value for key, value in group.items() if key != "params"}
-            encoded = encoder.encode(options, f"{name}.param_groups.{at}")
-            groups.append({"params": [owned.name for owned in members], "options": encoded})
-            for owned in members:
-                plain = {}
-                state = optimizer.state.get(owned.parameter, {})
-                order.update(dict.fromkeys(state))
-                for key, value in state.items():
-                    if not (isinstance(key, str) and isinstance(value, torch.Tensor)):
-                        plain[key] = value
-                    elif value.device != owned.parameter.device and value.device.type == "cpu":
-                        on_cpu.add(key)
-                if plain:
-                    values[owned.name] = encoder.encode(plain, f"{name}.values.{owned.name}")
+            encoded = to_json(encoder.encode(options, f"{name}.param_groups.{at}"))
+            groups.append(f'{{"params":{params},"options":{encoded}}}')
+        values = {
+            owned.name: encoder.encode(_plain_values(optimizer, owned), f"{name}.values.{owned.name}")
+            for owned in fixed.with_values
+        }
         other = {key: value for key, value in optimizer.state.items() if not isinstance(key, torch.Tensor)}
-        rest = {"other": encoder.encode(other, f"{name}.other"), "order": encoder.encode(list(order), f"{name}.order")}
-        return {"groups": groups, "values": values, "on_cpu": sorted(on_cpu), **rest}
+        rest = to_json({"values": values, "other": encoder.encode(other, f"{name}.other")})
+        return f'{{"groups":[{",".join(groups)}],"on_cpu":{fixed.on_cpu},"order":{fixed.order},{rest[1:]}'
+
+
+@dataclass(frozen=True, slots=True)
+class Fixed:
+    """What an optimizer's part of the document says as long as its tensors stay the same, as JSON."""
+
+    params: list[str]
+    """Per group: its members' names."""
+    on_cpu: str
+    order: str
+    """Tensors lie in the image by size and name; a state_dict() shows keys in this order."""
+    with_values: list[Owned]
+    """The parameters whose state has more than tensors."""
+
+    @staticmethod
+    def of(optimizer: torch.optim.Optimizer, groups: list[list[Owned]]) -> Fixed:
+        on_cpu: set[str] = set()
+        order: dict[Any, None] = {}
+        with_values = []
+        for owned in chain.from_iterable(groups):
+            state = optimizer.state.get(owned.parameter, {})
+            order.update(dict.fromkeys(state))
+            for key, value in state.items():
+                if _is_entry(key, value) and value.device != owned.parameter.device and value.device.type == "cpu":
+                    on_cpu.add(key)
+            if _plain_values(optimizer, owned):
+                with_values.append(owned)
+        params = [to_json([owned.name for owned in members]) for members in groups]
+        keys = to_json(Encoder().encode(list(order), "order"))
+        return Fixed(params, to_json(sorted(on_cpu)), keys, with_values)
+
+
+def _is_entry(key: object, value: object) -> bool:
+    return isinstance(key, str) and isinstance(value, torch.Tensor)
+
+
+def _plain_values(optimizer: torch.optim.Optimizer, owned: Owned) -> dict[Any, Any]:
+    state = optimizer.state.get(owned.parameter, {})
+    return {key: value for key, value in state.items() if not _is_entry(key, value)}

@@ -13,8 +13,10 @@ from ckptd.ckpt.client import Attachment, Decision, Found, Slot
 from ckptd.ckpt.errors import CkptdError, StaleStepError
 from ckptd.ckpt.model import Version
 from ckptd.integrations.capture import Capture, Slots
+from ckptd.integrations.copying import Copying
 from ckptd.integrations.ranks import Ranks
 from ckptd.integrations.restore import Restore, Snapshot
+from ckptd.integrations.roles import Roles
 from ckptd.integrations.sources import Plan
 from ckptd.integrations.state import TrainingState
 
@@ -139,8 +141,8 @@ def capture_to(
     eager, document = state.eager()
     plan = Plan(leaves, eager, len(document), job=job, ranks=ranks)
     path.write_bytes(b"\xaa" * plan.layout.size)
-    capture = Capture(version, plan, list(eager.values()), document, None)
-    Slots().fill(Slot(0, path, plan.layout.size), capture)
+    capture = Capture(version, plan, Roles(lazy=tuple(plan.sources)), [], list(eager.values()), document)
+    Slots().fill(Slot(0, path, plan.layout.size), capture, Copying())
     return Found(ranks.rank, path, plan.layout.size, "own")
 
 

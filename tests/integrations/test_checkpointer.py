@@ -26,6 +26,13 @@ def after(channel: FakeChannel) -> FakeChannel:
     return FakeChannel(channel.directory)
 
 
+def entry_of(channel: FakeChannel, step: int, name: str) -> bytes:
+    """The bytes of one entry in the recorded image of a step."""
+    image = channel.image(Version(1, step)).read_bytes()
+    first, last = parse(image).spans[name]
+    return image[first:last]
+
+
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 def test_a_restored_run_is_bit_identical(channel: FakeChannel, kind: str) -> None:
     """Losses, weights, statistics, optimizer state and random numbers go on as if nothing had happened."""
@@ -98,29 +105,91 @@ def by_data(p: nn.Parameter) -> None:
     p.data.add_(1.0)
 
 
-def rebind(p: nn.Parameter) -> None:
-    p.data = p.data + 1.0
-
-
-@pytest.mark.parametrize("write", [in_place, by_data, rebind])
-def test_a_write_behind_the_optimizer_discards_the_snapshot(
+@pytest.mark.parametrize("write", [in_place, by_data])
+def test_a_write_behind_the_optimizer_costs_one_snapshot(
     channel: FakeChannel, caplog: pytest.LogCaptureFixture, write: Callable[[nn.Parameter], None]
 ) -> None:
-    """The snapshot is dropped, the tensor is named once in the log, and the next snapshot is fine again."""
+    """That snapshot is dropped and the log says why; from then on the tensor is copied at once, and writes do no harm."""
     run = Run.new()
+    weight = run.model.get_parameter("0.weight")
+    expected = {}
     with Checkpointer(job="job", channel=channel, **run.objects) as ck:
         ck.restore()
         for step in (1, 2, 3):
             run.update()
+            expected[step] = bits(weight)
             ck.step(step)
-            if step < 3:
-                write(run.model.get_parameter("0.weight"))
+            write(weight)
         ck.wait()
-        assert (ck.stats.aborted, ck.stats.captured, ck.stats.failed) == (2, 1, 0)
+        assert (ck.stats.aborted, ck.stats.captured, ck.stats.failed) == (1, 2, 0)
         assert "model.0.weight" in str(ck.stats.last_error)
-    assert channel.recorded() == [Version(1, 3)]
-    assert len([record for record in caplog.records if "model.0.weight" in record.getMessage()]) == 1
+    assert channel.recorded() == [Version(1, 2), Version(1, 3)]
+    warnings = [record.getMessage() for record in caplog.records if "model.0.weight" in record.getMessage()]
+    assert len(warnings) == 1
+    assert "they are copied at once from now on" in warnings[0]
     assert "model.0.weight" in channel.aborts[0]
+    for step in (2, 3):
+        assert entry_of(channel, step, "model.0.weight") == expected[step]
+
+
+def test_writes_that_no_sample_sees_are_found_by_the_counters(channel: FakeChannel) -> None:
+    """With watch="counters" no bytes are read: what torch counts is found, and `.data` is not."""
+    run = Run.new()
+    with Checkpointer(job="job", channel=channel, watch="counters", **run.objects) as ck:
+        for step, write in enumerate([by_data, in_place, in_place], 1):
+            run.update()
+            ck.step(step)
+            write(run.model.get_parameter("0.weight"))
+        ck.wait()
+    assert channel.recorded() == [Version(1, 1), Version(1, 3)]
+
+
+def test_a_state_that_keeps_changing_is_copied_at_once(channel: FakeChannel) -> None:
+    """Where other tensors trip again and again, everything is copied at once after the third lost snapshot."""
+    run = Run.new()
+    parameters = list(run.model.parameters())
+    with Checkpointer(job="job", channel=channel, **run.objects) as ck:
+        for step in range(1, 7):
+            run.update()
+            ck.step(step)
+            in_place(parameters[step % len(parameters)])
+            in_place(parameters[(step + 1) % len(parameters)]) if step > 3 else None
+        ck.wait()
+        assert ck.stats.aborted == 3
+        assert "everything is copied at once" in str(ck.stats.last_error)
+    assert channel.recorded() == [Version(1, 4), Version(1, 5), Version(1, 6)]
+
+
+def test_an_update_without_optimizer_costs_one_snapshot(channel: FakeChannel) -> None:
+    """A hand-written update of all parameters has no fence: one snapshot is lost, then everything is copied at once."""
+    model = nn.Linear(3, 3)
+    bystander = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1)
+    kept = {}
+    with Checkpointer(job="job", channel=channel, model=model, optimizer=bystander) as ck:
+        for step in (1, 2, 3):
+            for parameter in model.parameters():
+                parameter.data.sub_(0.1)
+            kept[step] = bits(model.weight)
+            ck.step(step)
+        ck.wait()
+        assert ck.stats.aborted == 1
+    assert channel.recorded() == [Version(1, 2), Version(1, 3)]
+    assert entry_of(channel, 2, "model.weight") == kept[2]
+
+
+def test_a_tensor_that_is_replaced_does_no_harm(channel: FakeChannel) -> None:
+    """`p.data = x` leaves the bytes alone that are being copied: the snapshot holds what was there at its step."""
+    run = Run.new()
+    weight = run.model.get_parameter("0.weight")
+    with Checkpointer(job="job", channel=channel, **run.objects) as ck:
+        for step in (1, 2):
+            run.update()
+            expected = bits(weight)
+            ck.step(step)
+            weight.data = weight.data + 1.0
+            ck.wait()
+            assert entry_of(channel, step, "model.0.weight") == expected
+        assert (ck.stats.aborted, ck.stats.captured) == (0, 2)
 
 
 def test_without_an_optimizer_captures_are_synchronous(channel: FakeChannel) -> None:
