@@ -8,6 +8,7 @@ the trip wires, and hands the commit to the worker; where no update came, the ne
 from __future__ import annotations
 
 import atexit
+import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -23,6 +24,7 @@ from ckptd.ckpt.client import Channel, Slot
 from ckptd.ckpt.errors import StaleStepError, StateError, UsageError
 from ckptd.ckpt.model import Version, check_job_name
 from ckptd.ckpt.settings import read
+from ckptd.integrations import process
 from ckptd.integrations.capture import Capture
 from ckptd.integrations.copying import Copying
 from ckptd.integrations.journal import Journal, OnError, Stats, logger
@@ -99,7 +101,8 @@ class Checkpointer:
         self._window: _Window | None = None
         self._late: Future[Slot | None] | None = None
         self._committed: Version | None = None
-        self._closed = False
+        self._closed = ""
+        """Why it can no longer be used; empty while it can."""
 
         def connect() -> Channel:
             if channel is not None:
@@ -108,6 +111,7 @@ class Checkpointer:
 
             return connect_to_node(job=self._job, persist_every=persist_every, storage=storage)
 
+        process.enter(self)
         self._session = Session(self._ranks, connect)
         self._hook = register_optimizer_step_pre_hook(self._fence)
         atexit.register(self.close)
@@ -118,8 +122,10 @@ class Checkpointer:
         Raises StateError when the snapshot does not fit the objects or the number of ranks, DaemonUnavailable,
         Unrecoverable, CorruptionError. On error the objects are unchanged (if no load_state_dict() of them failed).
         """
+        self._check_open()
         with self._guarding():
             self._close_window()
+        self._session.forget()
         decision = self._session.start(fresh=False)
         self._epoch = decision.epoch
         version = decision.version
@@ -164,6 +170,7 @@ class Checkpointer:
             raise UsageError(f"found level {level!r}, expected one of {', '.join(LEVELS)}")
         reached = "none"
         with self._guarding():
+            self._check_open()
             self._close_window()
             if self._epoch is not None:
                 reached = self._session.call(lambda channel: self._reached(channel, level, timeout_s)).result()
@@ -174,13 +181,27 @@ class Checkpointer:
         """Finish the last capture and let go of the daemon, which keeps its snapshots. Called at exit, too."""
         if self._closed:
             return
-        self._closed = True
+        self._closed = "this Checkpointer was closed; make another one"
+        process.leave(self)
         atexit.unregister(self.close)
         self._hook.remove()
         with self._guarding():
             self._close_window()
         self._session.close(_CLOSE_S)
         self._journal.raise_pending()
+
+    def abandon(self) -> None:
+        """For a forked child: the parent goes on with the daemon and the slots, here nothing may touch them."""
+        self._closed = f"this Checkpointer belongs to process {os.getppid()}, which was forked; make another one here"
+        atexit.unregister(self.close)
+        self._hook.remove()
+        self._window = None
+        self._journal = self._journal.anew()
+
+    @property
+    def job(self) -> str:
+        """The name of the job."""
+        return self._job
 
     @property
     def stats(self) -> Stats:
@@ -211,14 +232,17 @@ class Checkpointer:
 
     def _alive(self) -> bool:
         """Whether this life has its epoch; tries to begin one at the 1st, 2nd, 4th, 8th, ... call, alike on all ranks."""
-        if self._closed:
-            raise UsageError("this Checkpointer was closed; make another one")
+        self._check_open()
         if self._epoch is None:
             self._attempts += 1
             if self._attempts & (self._attempts - 1):
                 return False
             self._epoch = self._session.start(fresh=True).epoch
         return True
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise UsageError(self._closed)
 
     def _fetch(self, version: Version) -> Restore:
         found = self._session.call(lambda channel: channel.gather(version)).result()

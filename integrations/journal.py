@@ -42,6 +42,10 @@ class Journal:
         self._warned: set[str] = set()
         self._pending: Exception | None = None
 
+    def anew(self) -> Journal:
+        """Another one of the same policy, with a lock of its own and nothing counted."""
+        return Journal("raise" if self._raises else "warn")
+
     @property
     def stats(self) -> Stats:
         return self._stats
