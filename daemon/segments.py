@@ -156,16 +156,20 @@ class Segments:
 
     # ---- slots ------------------------------------------------------------------------------------
 
-    def reserve(self, rank: int, size: int, count: int) -> None:
-        """See to it that `count` files of `size` bytes exist for the rank, in use or spare. Raises MemoryBudgetError."""
+    def reserve(self, rank: int, size: int, count: int) -> list[Path]:
+        """See to it that `count` files of `size` bytes exist for the rank, in use or spare; return all that do.
+
+        Raises MemoryBudgetError.
+        """
         with self._lock:
-            have = sum(1 for slot, (_, s) in self._assigned.items() if slot.rank == rank and s == size)
-            have += sum(1 for name, s in self._spare if s == size and name.startswith(f"rank-{rank:05d}."))
+            have = [name for slot, (name, s) in self._assigned.items() if slot.rank == rank and s == size]
+            have += [name for name, s in self._spare if s == size and name.startswith(f"rank-{rank:05d}.")]
             self._discard_spares(rank, size)
-        for _ in range(count - have):
-            name = self._make(f"rank-{rank:05d}.{secrets.token_hex(4)}.safetensors", size)
+        for _ in range(count - len(have)):
+            have.append(self._make(f"rank-{rank:05d}.{secrets.token_hex(4)}.safetensors", size))
             with self._lock:
-                self._spare.append((name, size))
+                self._spare.append((have[-1], size))
+        return [self.directory / name for name in have]
 
     def file_for(self, slot: SlotId, size: int, make: Make = shm.make_file) -> Path:
         """The slot's file, of exactly `size` bytes: its own, a spare, or what `make` makes. Raises MemoryBudgetError."""

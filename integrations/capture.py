@@ -21,9 +21,10 @@ import torch
 from ckptd.ckpt.client import Slot
 from ckptd.ckpt.errors import CorruptionError
 from ckptd.ckpt.model import Version
-from ckptd.integrations.copying import Batch, Copying, batches_of, copy_now, stay_on_one_core
+from ckptd.integrations.copying import Batch, Copying, Load, batches_of, copy_now, stay_on_one_core
+from ckptd.integrations.device import Pack, pin
 from ckptd.integrations.roles import Roles
-from ckptd.integrations.sources import Plan
+from ckptd.integrations.sources import Plan, Source
 from ckptd.integrations.staging import Loan
 from ckptd.integrations.tensors import Mapping
 from ckptd.integrations.wires import due
@@ -42,7 +43,6 @@ class Capture:
     """Copies of `roles.at_once`."""
     eager: Sequence[torch.Tensor]
     document: bytes
-    after: torch.cuda.Event | None = None
     count: int = 0
     """The number of this capture, and when each frozen tensor last changed before: see `wires.Frozen`."""
     changed_at: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
@@ -58,32 +58,52 @@ class Mapped:
         self.mapping = Mapping(slot.path, slot.size, write=True)
         self._targets = dict(zip(plan.names, plan.targets(self.mapping), strict=True))
         self._roles: Roles | None = None
-        self._lazy: list[Batch] = []
+        self._lazy = Load()
         self._held = np.zeros(0, dtype=np.int64)
 
-    def batches(self, capture: Capture) -> list[Batch]:
-        """What is to be copied beside the training: all that is lazy, and of the frozen tensors those that are due."""
-        roles = capture.roles
+    def load(self, capture: Capture, pack: Pack | None) -> Load:
+        """What is to be copied beside the training: all that is lazy, and of the frozen tensors those that are due.
+
+        From a GPU also the copies that were made there at once. `pack` holds the lazy tensors that are on it.
+        """
+        roles, device = capture.roles, capture.plan.device
         if self._roles is not roles:
             self._roles = roles
-            self._lazy = batches_of(
-                [self._targets[source.name] for source in roles.lazy], [source.rows for source in roles.lazy]
-            )
+            there = self.places([source for source in roles.lazy if source.rows.device == device])
+            here = [source for source in roles.lazy if source.rows.device != device]
+            packed = Load() if pack is None else pack.load(there)
+            host = batches_of(self.places(here), [source.rows for source in here])
+            self._lazy = Load(host, packed.device, packed.afterwards)
             self._held = np.full(len(roles.frozen), -1, dtype=np.int64)
         again = [roles.frozen[at] for at in due(self._held, capture.count, capture.changed_at)]
-        return self._lazy + batches_of(
-            [self._targets[source.name] for source in again], [source.rows for source in again]
-        )
+        host = self._lazy.host + batches_of(self.places(again), [source.rows for source in again])
+        if device is None:
+            return Load(host)
+        copies = batches_of(*self._at_once(capture, there=True))
+        return Load(host, self._lazy.device + copies, self._lazy.afterwards)
 
     def small(self, capture: Capture) -> Batch:
-        """What the trainer has copied already."""
-        names = [source.name for source in capture.roles.at_once] + capture.plan.eager_names
-        return [self._targets[name] for name in names], [*capture.staged, *capture.eager]
+        """What the trainer has copied already, as far as it is on the CPU."""
+        return self._at_once(capture, there=False)
 
     def holds(self, capture: Capture) -> None:
         """The capture was committed: the frozen tensors that it copied need not be copied again."""
         if self._roles is capture.roles:
             self._held[due(self._held, capture.count, capture.changed_at)] = capture.count
+
+    def places(self, sources: Sequence[Source]) -> list[torch.Tensor]:
+        """Where they belong in the slot."""
+        return [self._targets[source.name] for source in sources]
+
+    def _at_once(self, capture: Capture, *, there: bool) -> Batch:
+        """The copies that were made at once, those on the GPU or all others."""
+        names = [source.name for source in capture.roles.at_once] + capture.plan.eager_names
+        batch: Batch = ([], [])
+        for name, copy in zip(names, [*capture.staged, *capture.eager], strict=True):
+            if (copy.device == capture.plan.device) == there:
+                batch[0].append(self._targets[name])
+                batch[1].append(copy)
+        return batch
 
 
 class Slots:
@@ -91,11 +111,13 @@ class Slots:
 
     def __init__(self) -> None:
         self._open: dict[Path, Mapped] = {}
+        self._pack: tuple[Roles, Pack] | None = None
 
     def fill(self, slot: Slot, capture: Capture, copying: Copying) -> None:
-        """Write the whole image. Raises CorruptionError when the slot's file is not what was announced."""
+        """Write the whole image, except for what `copying` still launches. Raises CorruptionError when the slot's file is
+        not what was announced."""
         mapped = self.mapped(slot, capture.plan)
-        copying.offer(mapped.batches(capture))
+        copying.offer(mapped.load(capture, self._packed(capture)))
         layout, memory = capture.plan.layout, mapped.mapping.memory
         memory[: layout.data_start] = layout.header_for(capture.version)
         first, last = layout.spans[capture.plan.document]
@@ -104,7 +126,6 @@ class Slots:
         if small[0]:
             copy_now(small)
         copying.work()
-        capture.loan.give_back()
 
     def committed(self, slot: Slot, capture: Capture) -> None:
         """The image is recorded: what was copied into the slot stands there."""
@@ -112,9 +133,23 @@ class Slots:
         if held is not None:
             held.holds(capture)
 
+    def pin(self, slots: Sequence[Slot], plan: Plan) -> None:
+        """Map slots that are not yet, and let the driver copy into them."""
+        new = [slot for slot in slots if slot.path not in self._open]
+        pin([self.mapped(slot, plan).mapping for slot in new])
+
     def forget(self) -> None:
         """The daemon may have written into the slots: nothing that stands there is known any more."""
         self._open.clear()
+
+    def _packed(self, capture: Capture) -> Pack | None:
+        device = capture.plan.device
+        if device is None:
+            return None
+        if self._pack is None or self._pack[0] is not capture.roles:
+            there = [source.rows for source in capture.roles.lazy if source.rows.device == device]
+            self._pack = (capture.roles, Pack(there, device))
+        return self._pack[1]
 
     def mapped(self, slot: Slot, plan: Plan) -> Mapped:
         """The slot's mapping for this plan, made anew when the file is another one than before."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import atexit
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -266,10 +266,9 @@ class Checkpointer:
             self._plan, leaves = None, self._state.lazy()
         plan = self._plan or self._make_plan(leaves, eager, document)
         self._last = n
-        capture = self._watched.capture(
-            Version(self._epoch, n), plan, list(eager.values()), document, self._state.staging
-        )
-        ticket, copying = Ticket(), Copying()
+        version, copies = Version(self._epoch, n), list(eager.values())
+        capture, copying = self._watched.capture(version, plan, copies, document, self._state.staging)
+        ticket = Ticket()
         self._window = _Window(capture, ticket, copying, self._session.capture(capture, ticket, copying))
         if not self._state.optimizers:  # nobody would close the window before the next change
             self._close_window()
@@ -280,11 +279,11 @@ class Checkpointer:
             self._room = len(document) * 5 // 4
         plan = Plan(leaves, eager, self._room, job=self._job, ranks=self._ranks)
         if plan.layout.size != self._reserved:
-            self._session.call(lambda channel: channel.reserve(plan.layout.size)).result()
+            self._session.reserve(plan)
             self._reserved = plan.layout.size
         self._plan = plan
         self._outline = Outline(self._state.probe())
-        self._watched.plan(plan.sources)
+        self._watched.plan(plan)
         return plan
 
     def _fence(self, *_: object) -> None:
@@ -298,17 +297,35 @@ class Checkpointer:
         window, self._window = self._window, None
         if window is None:
             return
-        version = window.capture.version
         if window.ticket.give_up(_PATIENCE_S):
             self._late = window.slot
+            version = window.capture.version
             self._journal.skipped(f"ckptd: {version} was skipped, the daemon did not answer within {_PATIENCE_S:.0f} s")
             return
         window.copying.help()
+        names, ask = self._watched.tripped()
+        if window.copying.waits:
+            window.slot.exception()  # the worker's last batch
+        if window.capture.plan.device is None:
+            self._conclude(window, names)
+        else:  # the copies are under way on the device: the worker waits for them, the training does not
+            self._session.later(lambda: self._conclude_late(window, names, ask)).add_done_callback(self._note)
+
+    def _conclude_late(self, window: _Window, names: list[str], ask: Callable[[], list[str]]) -> None:
+        """For the worker: wait for the device, and ask it what it has seen."""
+        if window.slot.exception() is None and window.slot.result() is not None:
+            window.copying.settle()
+            names = names + ask()
+        self._conclude(window, names)
+
+    def _conclude(self, window: _Window, names: list[str]) -> None:
+        """Everything is copied: let the worker commit the image, or discard it when `names` were written meanwhile."""
+        capture, version = window.capture, window.capture.version
+        capture.loan.give_back()
         slot = window.slot.result()
         if slot is None:
             self._journal.skipped(f"ckptd: {version} was skipped, every slot is in use; the daemon cannot keep up")
             return
-        names = self._watched.tripped()
         if names:
             text = f"{', '.join(names[:5])}{f' and {len(names) - 5} more' if len(names) > 5 else ''}"
             reason = f"{version} was discarded: changed between two updates of the optimizer: {text}"
@@ -320,14 +337,13 @@ class Checkpointer:
                 )
             )
             return
-        self._session.commit(slot, window.capture).add_done_callback(lambda done: self._committed_is(done, version))
+        self._session.commit(slot, capture).add_done_callback(lambda done: self._recorded(done, version))
 
-    def _committed_is(self, done: Future[None], version: Version) -> None:
+    def _recorded(self, done: Future[None], version: Version) -> None:
         if done.exception() is None:
             self._committed = version
             self._journal.captured()
-        else:
-            self._note(done)
+        self._note(done)
 
     def _note(self, done: Future[None]) -> None:
         error = done.exception()

@@ -9,13 +9,26 @@ from __future__ import annotations
 import ctypes
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 
 import torch
 
 BATCH_BYTES = 16 << 20
 Batch = tuple[list[torch.Tensor], list[torch.Tensor]]
 """Targets and sources, of the same shapes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What one capture has to copy beside the training."""
+
+    host: list[Batch] = field(default_factory=list)
+    """From the CPU's memory."""
+    device: list[Batch] = field(default_factory=list)
+    """From a GPU's."""
+    afterwards: list[Batch] = field(default_factory=list)
+    """On the CPU, once the device's have arrived."""
 
 
 def batches_of(
@@ -55,14 +68,13 @@ def copy_now(batch: Batch) -> None:
 class Copying:
     """The batches of one capture. Two threads may work on them; each batch is copied by one of them."""
 
-    def __init__(self, copy: Callable[[Batch], None] = copy_now) -> None:
-        self._copy = copy
+    def __init__(self) -> None:
         self._todo: deque[Batch] = deque()
         self._offered = threading.Event()
 
-    def offer(self, batches: Sequence[Batch]) -> None:
-        """For the worker: this is to be copied. Called without batches, too, when there is nothing to do."""
-        self._todo.extend(batches)
+    def offer(self, load: Load) -> None:
+        """For the worker: this is to be copied. Called with an empty load, too, when there is nothing to do."""
+        self._todo.extend(load.host)
         self._offered.set()
 
     def work(self) -> None:
@@ -76,7 +88,7 @@ class Copying:
             except IndexError:
                 return
             try:
-                self._copy(batch)
+                copy_now(batch)
             except BaseException:
                 self._todo.clear()
                 raise
@@ -85,6 +97,14 @@ class Copying:
         """For the trainer, in the fence: what is left delays the update, so two threads copy it."""
         self._offered.wait()
         self.work()
+
+    @property
+    def waits(self) -> bool:
+        """Whether the fence must wait until the worker has finished too."""
+        return True
+
+    def settle(self) -> None:
+        """For the worker, after the fence: everything is there."""
 
 
 def stay_on_one_core() -> None:

@@ -20,7 +20,7 @@ class Roles:
     lazy: tuple[Source, ...] = ()
     """Copied while forward and backward run, in the order in which the optimizers will overwrite them."""
     frozen: tuple[Source, ...] = ()
-    """Belongs to no optimizer and takes no gradient: copied into a slot that holds it only when it has changed."""
+    """On the CPU, belongs to no optimizer, takes no gradient: copied into a slot that holds it only when it has changed."""
 
 
 def roles_of(
@@ -37,8 +37,8 @@ def roles_of(
     for source in sources:
         if source.name in unquiet or (source.rows.numel() <= 1 and source.rows.device.type == "cpu"):
             at_once.append(source)
-        elif id(source.live) in order or source.live.requires_grad:
-            lazy.append(source)
+        elif id(source.live) in order or source.live.requires_grad or source.rows.device.type != "cpu":
+            lazy.append(source)  # what a GPU holds is seen to change only after the copy has begun
         else:
             frozen.append(source)
     lazy.sort(key=lambda source: order.get(id(source.live), len(order)))

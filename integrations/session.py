@@ -11,8 +11,9 @@ from ckptd.ckpt.client import Channel, Decision, Slot
 from ckptd.ckpt.errors import CkptdError
 from ckptd.ckpt.model import Version
 from ckptd.integrations.capture import Capture, Slots, Worker
-from ckptd.integrations.copying import Copying
+from ckptd.integrations.copying import Copying, Load
 from ckptd.integrations.ranks import Ranks
+from ckptd.integrations.sources import Plan
 
 T = TypeVar("T")
 _REASON_CHARS = 500  # a decision must fit into one broadcast message
@@ -75,6 +76,14 @@ class Session:
         """Let the daemon record what was captured."""
         return self._worker.submit(lambda: self._commit(slot, capture))
 
+    def later(self, job: Callable[[], None]) -> Future[None]:
+        """Do something on the worker, after what was submitted before."""
+        return self._worker.submit(job)
+
+    def reserve(self, plan: Plan) -> None:
+        """Have slots made for the images of a plan, and pinned if the state is on a GPU. Raises MemoryBudgetError."""
+        self._worker.submit(lambda: self._reserve(plan)).result()
+
     def forget(self) -> None:
         """The daemon may write into the slots from now on, as a restore does."""
         self._worker.submit(self._slots.forget)
@@ -105,6 +114,12 @@ class Session:
         said = {"epoch": made.epoch, "version": version, "source": made.source, "world": made.world}
         return {**said, "reason": made.reason[:_REASON_CHARS]}
 
+    def _reserve(self, plan: Plan) -> None:
+        size = plan.layout.size
+        paths = self._here.reserve(size)
+        if plan.device is not None:
+            self._slots.pin([Slot(-1, path, size) for path in paths], plan)
+
     def _commit(self, slot: Slot, capture: Capture) -> None:
         self._here.commit(slot, capture.version)
         self._slots.committed(slot, capture)
@@ -113,7 +128,7 @@ class Session:
         try:
             return self._filled(capture, ticket, copying)
         finally:
-            copying.offer([])  # whatever went wrong: nobody waits for batches
+            copying.offer(Load())  # whatever went wrong: nobody waits for batches
 
     def _filled(self, capture: Capture, ticket: Ticket, copying: Copying) -> Slot | None:
         try:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
 import torch
 
 from ckptd.ckpt.model import Version
 from ckptd.integrations.capture import Capture
+from ckptd.integrations.copying import Copying
+from ckptd.integrations.device import Lane, Launching, Probes
 from ckptd.integrations.roles import Roles, roles_of
 from ckptd.integrations.sources import Plan, Source
 from ckptd.integrations.staging import Staging
@@ -18,50 +22,85 @@ _DISCARDED_MAX = 3
 
 
 class Watched:
-    """The sources of the plan by their roles, under watch. For the trainer's thread."""
+    """The sources of the plan by their roles, under watch. For the trainer's thread, but for `noticed`."""
 
-    def __init__(self, optimizers: Collection[torch.optim.Optimizer], watch: Watch) -> None:
+    def __init__(self, optimizers: Collection[torch.optim.Optimizer], watch: Watch, cuda: Any = torch.cuda) -> None:
         self._optimizers = optimizers
         self._watch = watch
+        self._cuda = cuda
         self._unquiet: set[str] = set()
+        self._noticed: deque[str] = deque()
         self._discarded = 0
         self._sources: Sequence[Source] = ()
+        self._lane: Lane | None = None
         self._assign()
 
-    def plan(self, sources: Sequence[Source]) -> None:
-        """These are the sources from now on. What was found unquiet stays so under its name."""
-        self._sources = sources
+    def plan(self, plan: Plan) -> None:
+        """Its sources are watched from now on. What was found unquiet stays so under its name."""
+        self._sources = plan.sources
+        if plan.device is None:
+            self._lane = None
+        elif self._lane is None or self._lane.device != plan.device:
+            self._lane = Lane(plan.device, self._cuda)
         self._assign()
 
     def capture(
         self, version: Version, plan: Plan, eager: Sequence[torch.Tensor], document: bytes, staging: Staging
-    ) -> Capture:
+    ) -> tuple[Capture, Copying]:
         """Copy what must be copied at once, and arm the wires on the rest."""
+        if self._noticed:
+            self._assign()
         staged = staging.copies_of([source.rows for source in self._roles.at_once])
         self._wires.arm()
         count, changed_at = self._frozen.arm()
-        return Capture(
-            version, plan, self._roles, staged, eager, document, plan.mark(), count, changed_at, staging.loan()
-        )
+        if self._probes is not None:
+            self._probes.arm()
+        after = plan.mark()
+        capture = Capture(version, plan, self._roles, staged, eager, document, count, changed_at, staging.loan())
+        return capture, Copying() if self._lane is None else Launching(self._lane, after)
 
-    def tripped(self) -> list[str]:
-        """The names of those that were written since the capture; from the next one on they are copied at once."""
+    def tripped(self) -> tuple[list[str], Callable[[], list[str]]]:
+        """The names of those that were written since the capture, and how to ask for those that the device found.
+
+        The worker asks, once the copies have arrived, and waits for the device. All of them are copied at once from the
+        next capture on.
+        """
         names = self._wires.tripped() + self._frozen.tripped()
-        if names:
-            self._discarded += 1
-            self._unquiet.update(names)
-            if self._discarded >= _DISCARDED_MAX:
-                self._unquiet.update(source.name for source in self._sources)
-            self._assign()
-        return names
+        self._notice(names)
+        probes, lane = self._probes, self._lane
+        if probes is None or lane is None:
+            return names, list
+        changed, lazy = probes.changed(), self._roles.lazy
+        looked = self._cuda.Event()
+        looked.record(self._cuda.current_stream(lane.device))
+
+        def ask() -> list[str]:
+            with self._cuda.stream(lane.stream):
+                lane.stream.wait_event(looked)
+                found = [lazy[at].name for at in probes.indexes(changed)]
+            self._notice(found)
+            return found
+
+        return names, ask
 
     @property
     def what_now(self) -> str:
-        """What the last `tripped` has decided, in words."""
+        """What became of the tensors that were found last, in words."""
         what = "everything is" if self._discarded >= _DISCARDED_MAX else "they are"
         return f"{what} copied at once from now on, which the training waits for"
 
+    def _notice(self, names: list[str]) -> None:
+        if names:
+            self._discarded += 1
+            self._noticed.extend(names)
+
     def _assign(self) -> None:
+        while self._noticed:
+            self._unquiet.add(self._noticed.popleft())
+        if self._discarded >= _DISCARDED_MAX:
+            self._unquiet.update(source.name for source in self._sources)
         self._roles: Roles = roles_of(self._sources, self._optimizers, self._unquiet)
         self._wires = Wires(self._roles.lazy, self._watch)
         self._frozen = Frozen(self._roles.frozen, self._watch)
+        sampled = self._lane is not None and self._watch == "samples"
+        self._probes = Probes(self._roles.lazy, self._lane.device) if self._lane and sampled else None

@@ -71,9 +71,10 @@ class FakeChannel:
     def release(self, version: Version) -> None:
         self._called("release")
 
-    def reserve(self, size: int) -> None:
+    def reserve(self, size: int) -> list[Path]:
         self._called("reserve")
         self.reserved.append(size)
+        return []
 
     def begin(self, version: Version, size: int) -> Slot | None:
         self._called("begin")
