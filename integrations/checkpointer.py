@@ -302,48 +302,61 @@ class Checkpointer:
             version = window.capture.version
             self._journal.skipped(f"ckptd: {version} was skipped, the daemon did not answer within {_PATIENCE_S:.0f} s")
             return
-        window.copying.help()
+        try:
+            window.copying.help()
+        except RuntimeError as error:
+            lost = error
+            self._session.call(lambda channel: self._lose(channel, window, lost)).add_done_callback(self._note)
+            return
         names, ask = self._watched.tripped()
         if window.copying.waits:
             window.slot.exception()  # the worker's last batch
         if window.capture.plan.device is None:
-            self._conclude(window, names)
+            job = self._verdict(window, names)
+            if job is not None:
+                self._session.call(job).add_done_callback(self._note)
         else:  # the copies are under way on the device: the worker waits for them, the training does not
-            self._session.later(lambda: self._conclude_late(window, names, ask)).add_done_callback(self._note)
+            self._session.call(lambda channel: self._conclude(channel, window, names, ask)).add_done_callback(
+                self._note
+            )
 
-    def _conclude_late(self, window: _Window, names: list[str], ask: Callable[[], list[str]]) -> None:
-        """For the worker: wait for the device, and ask it what it has seen."""
+    def _lose(self, channel: Channel, window: _Window, error: RuntimeError) -> None:
+        """For the worker: a copy failed in the trainer's thread."""
+        slot = window.slot.result()
+        if slot is not None:
+            channel.abort(slot, window.capture.version, str(error))
+        raise error
+
+    def _conclude(self, channel: Channel, window: _Window, names: list[str], ask: Callable[[], list[str]]) -> None:
+        """For the worker: wait for the device, and ask it what it has seen, before anything is committed."""
         if window.slot.exception() is None and window.slot.result() is not None:
             window.copying.settle()
-            names = names + ask()
-        self._conclude(window, names)
+            names = [*names, *ask()]
+        job = self._verdict(window, names)
+        if job is not None:
+            job(channel)
 
-    def _conclude(self, window: _Window, names: list[str]) -> None:
-        """Everything is copied: let the worker commit the image, or discard it when `names` were written meanwhile."""
+    def _verdict(self, window: _Window, names: list[str]) -> Callable[[Channel], None] | None:
+        """Everything is copied: whether the image is committed, or discarded as `names` were written meanwhile."""
         capture, version = window.capture, window.capture.version
         capture.loan.give_back()
         slot = window.slot.result()
         if slot is None:
             self._journal.skipped(f"ckptd: {version} was skipped, every slot is in use; the daemon cannot keep up")
-            return
-        if names:
-            text = f"{', '.join(names[:5])}{f' and {len(names) - 5} more' if len(names) > 5 else ''}"
-            reason = f"{version} was discarded: changed between two updates of the optimizer: {text}"
-            self._session.call(lambda channel: channel.abort(slot, version, reason)).add_done_callback(self._note)
-            self._journal.aborted(
-                StateError(
-                    f"{reason}; {self._watched.what_now}; to avoid that, call step() after all changes to the state, "
-                    "before the next forward"
-                )
-            )
-            return
-        self._session.commit(slot, capture).add_done_callback(lambda done: self._recorded(done, version))
+            return None
+        if not names:
+            return lambda channel: self._commit(channel, slot, capture)
+        text = f"{', '.join(names[:5])}{f' and {len(names) - 5} more' if len(names) > 5 else ''}"
+        reason = f"{version} was discarded: changed between two updates of the optimizer: {text}"
+        advice = "to avoid that, call step() after all changes to the state, before the next forward"
+        self._journal.aborted(StateError(f"{reason}; {self._watched.what_now}; {advice}"))
+        return lambda channel: channel.abort(slot, version, reason)
 
-    def _recorded(self, done: Future[None], version: Version) -> None:
-        if done.exception() is None:
-            self._committed = version
-            self._journal.captured()
-        self._note(done)
+    def _commit(self, channel: Channel, slot: Slot, capture: Capture) -> None:
+        channel.commit(slot, capture.version)
+        self._session.slots.committed(slot, capture)
+        self._committed = capture.version
+        self._journal.captured()
 
     def _note(self, done: Future[None]) -> None:
         error = done.exception()

@@ -51,7 +51,8 @@ class Session:
         self._ranks = ranks
         self._connect = connect
         self._channel: Channel | None = None
-        self._slots = Slots()
+        self.slots = Slots()
+        """For jobs on the worker."""
         self._worker = Worker()
 
     def start(self, *, fresh: bool) -> Decision:
@@ -72,21 +73,13 @@ class Session:
         """Obtain a slot and copy the state into it; None when no slot is free, or the trainer has given up."""
         return self._worker.submit(lambda: self._fill(capture, ticket, copying))
 
-    def commit(self, slot: Slot, capture: Capture) -> Future[None]:
-        """Let the daemon record what was captured."""
-        return self._worker.submit(lambda: self._commit(slot, capture))
-
-    def later(self, job: Callable[[], None]) -> Future[None]:
-        """Do something on the worker, after what was submitted before."""
-        return self._worker.submit(job)
-
     def reserve(self, plan: Plan) -> None:
         """Have slots made for the images of a plan, and pinned if the state is on a GPU. Raises MemoryBudgetError."""
         self._worker.submit(lambda: self._reserve(plan)).result()
 
     def forget(self) -> None:
         """The daemon may write into the slots from now on, as a restore does."""
-        self._worker.submit(self._slots.forget)
+        self._worker.submit(self.slots.forget)
 
     def close(self, timeout_s: float) -> None:
         """Finish what was submitted, close the channel, end the thread."""
@@ -118,11 +111,7 @@ class Session:
         size = plan.layout.size
         paths = self._here.reserve(size)
         if plan.device is not None:
-            self._slots.pin([Slot(-1, path, size) for path in paths], plan)
-
-    def _commit(self, slot: Slot, capture: Capture) -> None:
-        self._here.commit(slot, capture.version)
-        self._slots.committed(slot, capture)
+            self.slots.pin([Slot(-1, path, size) for path in paths], plan)
 
     def _fill(self, capture: Capture, ticket: Ticket, copying: Copying) -> Slot | None:
         try:
@@ -141,7 +130,7 @@ class Session:
             self._here.abort(slot, capture.version, "the daemon's answer came after the next update")
             return None
         try:
-            self._slots.fill(slot, capture, copying)
+            self.slots.fill(slot, capture, copying)
         except (CkptdError, OSError, RuntimeError, ValueError) as error:
             self._here.abort(slot, capture.version, f"{type(error).__name__}: {error}")
             raise

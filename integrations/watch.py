@@ -22,7 +22,7 @@ _DISCARDED_MAX = 3
 
 
 class Watched:
-    """The sources of the plan by their roles, under watch. For the trainer's thread, but for `noticed`."""
+    """The sources of the plan by their roles, under watch. For the trainer's thread."""
 
     def __init__(self, optimizers: Collection[torch.optim.Optimizer], watch: Watch, cuda: Any = torch.cuda) -> None:
         self._optimizers = optimizers
@@ -66,7 +66,8 @@ class Watched:
         next capture on.
         """
         names = self._wires.tripped() + self._frozen.tripped()
-        self._notice(names)
+        self._noticed.extend(names)
+        self._discarded += bool(names)
         probes, lane = self._probes, self._lane
         if probes is None or lane is None:
             return names, list
@@ -77,8 +78,9 @@ class Watched:
         def ask() -> list[str]:
             with self._cuda.stream(lane.stream):
                 lane.stream.wait_event(looked)
-                found = [lazy[at].name for at in probes.indexes(changed)]
-            self._notice(found)
+                found = [lazy[at].name for at in probes.indexes(changed) if lazy[at].name not in names]
+            self._noticed.extend(found)
+            self._discarded += bool(found and not names)
             return found
 
         return names, ask
@@ -88,11 +90,6 @@ class Watched:
         """What became of the tensors that were found last, in words."""
         what = "everything is" if self._discarded >= _DISCARDED_MAX else "they are"
         return f"{what} copied at once from now on, which the training waits for"
-
-    def _notice(self, names: list[str]) -> None:
-        if names:
-            self._discarded += 1
-            self._noticed.extend(names)
 
     def _assign(self) -> None:
         while self._noticed:

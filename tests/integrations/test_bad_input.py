@@ -15,7 +15,8 @@ import torch
 from tests.fakes import FakeChannel, bits
 from tests.runs import Run
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
+from typing_extensions import Self
 
 from ckptd.ckpt.client import Slot
 from ckptd.ckpt.errors import UsageError
@@ -64,37 +65,31 @@ def test_a_slot_that_vanished(tmp_path: Path, harm: Callable[[Path], object], sa
 
 
 class Wrapped(torch.Tensor):
-    """A subclass that holds others, whose bytes are not its own."""
+    """A subclass that holds another tensor, whose bytes are not its own."""
+
+    kept: torch.Tensor
 
     @staticmethod
-    def __new__(cls, inner: torch.Tensor) -> Wrapped:
-        return torch.Tensor._make_wrapper_subclass(cls, inner.size(), dtype=inner.dtype)  # type: ignore[attr-defined]
-
-    def __init__(self, inner: torch.Tensor) -> None:
-        self.inner = inner
+    def __new__(cls, inner: torch.Tensor) -> Self:
+        made = torch.Tensor._make_wrapper_subclass(cls, inner.size(), dtype=inner.dtype)
+        made.kept = inner
+        return made
 
     def __tensor_flatten__(self) -> tuple[list[str], None]:
-        return ["inner"], None
+        return ["kept"], None
 
-    @staticmethod
-    def __tensor_unflatten__(inner: dict[str, torch.Tensor], *_: Any) -> Wrapped:
-        return Wrapped(inner["inner"])
-
-    @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten.detach.default:
-            return Wrapped(args[0].inner)
-        raise NotImplementedError(str(func))
+    __tensor_unflatten__: Any = staticmethod(lambda inner, *_: Wrapped(inner["kept"]))
+    __torch_dispatch__: Any = classmethod(lambda cls, func, types, args=(), kwargs=None: cls(args[0].kept))
 
 
 def test_an_unsupported_subclass_that_comes_later(channel: FakeChannel) -> None:
     """A parameter that turns into one that cannot be captured is named, training goes on, and so do snapshots after."""
     run = Run.new()
     layer = run.model.get_submodule("0")
+    usual = run.model.get_parameter("0.weight")
     with Checkpointer(job="job", channel=channel, **run.objects) as ck:
         run.update()
         ck.step(1)
-        usual = layer.weight
         layer.register_parameter("weight", nn.Parameter(Wrapped(torch.ones(2)), requires_grad=False))
         ck.step(2)
         assert "model.0.weight: found a" in str(ck.stats.last_error)
@@ -108,15 +103,16 @@ def test_an_unsupported_subclass_that_comes_later(channel: FakeChannel) -> None:
 
 def test_objects_that_are_freed_during_the_copy(channel: FakeChannel) -> None:
     """Parameters that are replaced or deleted while they wait to be copied live on until they were."""
-    model = nn.Sequential(nn.Linear(256, 256), nn.Linear(256, 256))
+    layers = [nn.Linear(256, 256), nn.Linear(256, 256)]
+    model = nn.Sequential(*layers)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with Checkpointer(job="job", channel=channel, model=model, optimizer=optimizer) as ck:
         ck.restore()
-        expected = [bits(layer.weight) for layer in model]
+        expected = [bits(layer.weight) for layer in layers]
         channel.hang = threading.Event()
         ck.step(1)
-        model[0].weight = nn.Parameter(torch.zeros(256, 256))
-        del model[1]
+        layers.pop(0).weight = nn.Parameter(torch.zeros(256, 256))
+        del model[1], layers[0]
         optimizer.param_groups[0]["params"].clear()
         rubbish = [torch.full((256, 256), -1.0) for _ in range(8)]  # takes the place of memory that was freed
         channel.hang.set()
@@ -136,7 +132,7 @@ def in_child(work: Callable[[], object]) -> int:
         try:
             work()
             os._exit(0)
-        except BaseException:
+        except BaseException:  # noqa: BLE001 - the child ends here, whatever happened
             os._exit(1)
     deadline = time.monotonic() + 20.0
     while time.monotonic() < deadline:
@@ -193,7 +189,9 @@ def test_data_loader_workers_start_during_a_capture(channel: FakeChannel) -> Non
             run.update()
             expected = bits(run.model.get_parameter("0.weight"))
             ck.step(step)
-            assert len(list(DataLoader(list(range(4)), num_workers=2, multiprocessing_context="fork"))) == 4
+            assert (
+                len(list(DataLoader(TensorDataset(torch.rand(4)), num_workers=2, multiprocessing_context="fork"))) == 4
+            )
         ck.wait()
         assert (ck.stats.captured, ck.stats.failed, ck.stats.aborted) == (3, 0, 0)
     image = channel.image(Version(1, 3)).read_bytes()

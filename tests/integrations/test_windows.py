@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -90,8 +91,8 @@ def test_an_optimizer_in_backward(channel: FakeChannel) -> None:
         optimizers[parameter].zero_grad()  # type: ignore[index]
 
     for parameter in model.parameters():
-        parameter.register_post_accumulate_grad_hook(update)
-    named = {f"o{at}": optimizer for at, optimizer in enumerate(optimizers.values())}
+        parameter.register_post_accumulate_grad_hook(update)  # type: ignore[no-untyped-call]
+    named: dict[str, Any] = {f"o{at}": optimizer for at, optimizer in enumerate(optimizers.values())}
     with Checkpointer(job="job", channel=channel, model=model, **named) as ck:
         for step in (1, 2, 3):
             torch.autograd.backward(model(torch.ones(2, 4)).square().sum())
