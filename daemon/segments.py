@@ -157,10 +157,7 @@ class Segments:
     # ---- slots ------------------------------------------------------------------------------------
 
     def reserve(self, rank: int, size: int, count: int) -> list[Path]:
-        """See to it that `count` files of `size` bytes exist for the rank, in use or spare; return all that do.
-
-        Raises MemoryBudgetError.
-        """
+        """See that `count` files of `size` bytes exist for the rank, in use or spare. Raises MemoryBudgetError."""
         with self._lock:
             have = [name for slot, (name, s) in self._assigned.items() if slot.rank == rank and s == size]
             have += [name for name, s in self._spare if s == size and name.startswith(f"rank-{rank:05d}.")]

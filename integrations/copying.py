@@ -89,7 +89,7 @@ class Copying:
                 return
             try:
                 copy_now(batch)
-            except BaseException:
+            except RuntimeError:
                 self._todo.clear()
                 raise
 
