@@ -15,19 +15,19 @@ from queue import SimpleQueue
 from typing import Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from ckptd.ckpt.client import Slot
-from ckptd.ckpt.errors import CorruptionError
+from ckptd.ckpt.errors import CorruptionError, StateError
 from ckptd.ckpt.model import Version
 from ckptd.integrations.copying import Batch, Copying, Load, batches_of, copy_now, stay_on_one_core
 from ckptd.integrations.device import Pack, pin
+from ckptd.integrations.outline import Outline
 from ckptd.integrations.roles import Roles
 from ckptd.integrations.sources import Plan, Source
 from ckptd.integrations.staging import Loan
 from ckptd.integrations.tensors import Mapping
-from ckptd.integrations.wires import due
+from ckptd.integrations.wires import Armed, Due
 
 T = TypeVar("T")
 
@@ -43,10 +43,16 @@ class Capture:
     """Copies of `roles.at_once`."""
     eager: Sequence[torch.Tensor]
     document: bytes
-    count: int = 0
-    """The number of this capture, and when each frozen tensor last changed before: see `wires.Frozen`."""
-    changed_at: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    due: Due = field(default_factory=lambda: Due(0, np.zeros(0, dtype=np.int64)))
+    """Which of `roles.frozen` have changed."""
+    armed: Sequence[Armed] = ()
+    outline: Outline | None = None
+    """Where the tensors lay when the plan was made; None when the trainer has looked."""
     loan: Loan = field(default_factory=Loan)
+
+
+class MovedError(StateError):
+    """A tensor has other memory, shape or strides than when the plan was made, and only the worker noticed."""
 
 
 class Mapped:
@@ -75,7 +81,7 @@ class Mapped:
             host = batches_of(self.places(here), [source.rows for source in here])
             self._lazy = Load(host, packed.device, packed.afterwards)
             self._held = np.full(len(roles.frozen), -1, dtype=np.int64)
-        again = [roles.frozen[at] for at in due(self._held, capture.count, capture.changed_at)]
+        again = [roles.frozen[at] for at in capture.due.of(self._held)]
         host = self._lazy.host + batches_of(self.places(again), [source.rows for source in again])
         if device is None:
             return Load(host)
@@ -89,7 +95,7 @@ class Mapped:
     def holds(self, capture: Capture) -> None:
         """The capture was committed: the frozen tensors that it copied need not be copied again."""
         if self._roles is capture.roles:
-            self._held[due(self._held, capture.count, capture.changed_at)] = capture.count
+            self._held[capture.due.of(self._held)] = capture.due.count
 
     def places(self, sources: Sequence[Source]) -> list[torch.Tensor]:
         """Where they belong in the slot."""
@@ -114,8 +120,15 @@ class Slots:
         self._pack: tuple[Roles, Pack] | None = None
 
     def fill(self, slot: Slot, capture: Capture, copying: Copying) -> None:
-        """Write the whole image, except for what `copying` still launches. Raises CorruptionError when the slot's file is
-        not what was announced."""
+        """Write the whole image, except for what `copying` still launches.
+
+        Raises CorruptionError when the slot's file is not what was announced, MovedError when the plan does not hold.
+        """
+        if capture.outline is not None and not capture.outline.in_place():
+            raise MovedError(
+                f"{capture.version} was discarded: tensors got other memory under the same objects, as `p.data = ...` does; "
+                "the training thread looks for that at each step from now on"
+            )
         mapped = self.mapped(slot, capture.plan)
         copying.offer(mapped.load(capture, self._packed(capture)))
         layout, memory = capture.plan.layout, mapped.mapping.memory
@@ -126,6 +139,7 @@ class Slots:
         if small[0]:
             copy_now(small)
         copying.work()
+        copying.seen += [name for wires in capture.armed for name in wires.by_words()]
 
     def committed(self, slot: Slot, capture: Capture) -> None:
         """The image is recorded: what was copied into the slot stands there."""

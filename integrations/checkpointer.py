@@ -25,7 +25,7 @@ from ckptd.ckpt.errors import StaleStepError, StateError, UsageError
 from ckptd.ckpt.model import Version, check_job_name
 from ckptd.ckpt.settings import read
 from ckptd.integrations import process
-from ckptd.integrations.capture import Capture
+from ckptd.integrations.capture import Capture, MovedError
 from ckptd.integrations.copying import Copying
 from ckptd.integrations.journal import Journal, OnError, Stats, logger
 from ckptd.integrations.outline import Outline
@@ -95,6 +95,8 @@ class Checkpointer:
         self._last = -1
         self._plan: Plan | None = None
         self._outline = Outline([])
+        self._moves = False
+        """Whether tensors were found to get other memory: only then the trainer looks for it, at each step."""
         self._watched = Watched(self._state.optimizers.values(), watch)
         self._room = 0
         self._reserved = 0
@@ -258,7 +260,7 @@ class Checkpointer:
         if self._late is not None and not self._late.done():
             self._journal.skipped(f"ckptd: step {n} was skipped, the daemon has not answered for an earlier one yet")
             return
-        if self._plan is not None and not self._outline.matches(self._state.probe()):
+        if not self._outline.same(self._state.probe()) or (self._moves and not self._outline.in_place()):
             self._plan = None
         leaves = self._state.lazy() if self._plan is None else []
         eager, document = self._state.eager()
@@ -267,7 +269,8 @@ class Checkpointer:
         plan = self._plan or self._make_plan(leaves, eager, document)
         self._last = n
         version, copies = Version(self._epoch, n), list(eager.values())
-        capture, copying = self._watched.capture(version, plan, copies, document, self._state.staging)
+        outline = None if self._moves else self._outline
+        capture, copying = self._watched.capture(version, plan, copies, document, self._state.staging, outline)
         ticket = Ticket()
         self._window = _Window(capture, ticket, copying, self._session.capture(capture, ticket, copying))
         if not self._state.optimizers:  # nobody would close the window before the next change
@@ -308,7 +311,8 @@ class Checkpointer:
             lost = error
             self._session.call(lambda channel: self._lose(channel, window, lost)).add_done_callback(self._note)
             return
-        names, ask = self._watched.tripped()
+        names = [name for armed in window.capture.armed for name in armed.by_counters()]
+        ask = self._watched.ask_device()
         if window.copying.waits:
             window.slot.exception()  # the worker's last batch
         if window.capture.plan.device is None:
@@ -340,16 +344,22 @@ class Checkpointer:
         """Everything is copied: whether the image is committed, or discarded as `names` were written meanwhile."""
         capture, version = window.capture, window.capture.version
         capture.loan.give_back()
-        slot = window.slot.result()
+        try:
+            slot = window.slot.result()
+        except MovedError as error:
+            self._moves, self._plan = True, None
+            self._journal.aborted(error)
+            return None
         if slot is None:
             self._journal.skipped(f"ckptd: {version} was skipped, every slot is in use; the daemon cannot keep up")
             return None
+        names = list(dict.fromkeys([*names, *window.copying.seen]))
         if not names:
             return lambda channel: self._commit(channel, slot, capture)
         text = f"{', '.join(names[:5])}{f' and {len(names) - 5} more' if len(names) > 5 else ''}"
         reason = f"{version} was discarded: changed between two updates of the optimizer: {text}"
         advice = "to avoid that, call step() after all changes to the state, before the next forward"
-        self._journal.aborted(StateError(f"{reason}; {self._watched.what_now}; {advice}"))
+        self._journal.aborted(StateError(f"{reason}; {self._watched.notice(names)}; {advice}"))
         return lambda channel: channel.abort(slot, version, reason)
 
     def _commit(self, channel: Channel, slot: Slot, capture: Capture) -> None:

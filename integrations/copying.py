@@ -69,6 +69,8 @@ class Copying:
     """The batches of one capture. Two threads may work on them; each batch is copied by one of them."""
 
     def __init__(self) -> None:
+        self.seen: list[str] = []
+        """The names of sources that the worker has found written meanwhile."""
         self._todo: deque[Batch] = deque()
         self._offered = threading.Event()
 

@@ -16,8 +16,9 @@ _STOCK = {torch.Tensor, torch.nn.Parameter}
 class Outline:
     """What stood where, and for the tensors among it where in memory each one lay, with its shape and strides.
 
-    For stock tensors that is one call each, `is_set_to` an alias; others are compared by what they say of themselves.
-    The aliases keep the tensors' memory alive, so that no new object gets the place of an old one.
+    The trainer's thread looks at the objects, at each step; the rest is left to the worker until it has found a difference.
+    For stock tensors that is one call each, `is_set_to` an alias; others are compared by what they say of themselves. The
+    aliases keep the tensors' memory alive, so that no new object gets the place of an old one.
     """
 
     def __init__(self, found: Sequence[object]) -> None:
@@ -29,13 +30,14 @@ class Outline:
         self._odd = [tensor for tensor in tensors if not _is_stock(tensor)]
         self._signature = signature_of(self._odd)
 
-    def matches(self, found: Sequence[object]) -> bool:
-        """Whether the same tensors stand in the same places, and none was moved, reshaped or given other memory."""
-        return (
-            len(found) == len(self._found)
-            and (all(map(is_, found, self._found)) or self._same_tensors(found))
-            and all(map(torch.Tensor.is_set_to, self._stock, self._places))
-            and (not self._odd or signature_of(self._odd) == self._signature)
+    def same(self, found: Sequence[object]) -> bool:
+        """Whether the same tensors stand in the same places."""
+        return len(found) == len(self._found) and (all(map(is_, found, self._found)) or self._same_tensors(found))
+
+    def in_place(self) -> bool:
+        """Whether none of them was moved, reshaped or given other memory."""
+        return all(map(torch.Tensor.is_set_to, self._stock, self._places)) and (
+            not self._odd or signature_of(self._odd) == self._signature
         )
 
     def _same_tensors(self, found: Sequence[object]) -> bool:

@@ -77,6 +77,7 @@ class Model:
         self._sites: list[Site] = []
         self._modules: list[nn.Module] = []
         self._children: list[nn.Module | None] = []
+        self._extras: list[tuple[str, nn.Module]] = []
 
     def sites(self) -> list[Site]:
         """Every submodule; walked anew only when one was added, removed or replaced."""
@@ -85,6 +86,8 @@ class Model:
             self._sites = list(_walk(self.module, "", None, self._world))
             self._modules = [site.module for site in self._sites]
             self._children = _children_of(self._modules)
+            own = nn.Module.get_extra_state
+            self._extras = [(s.path, s.module) for s in self._sites if type(s.module).get_extra_state is not own]
         return self._sites
 
     def slots(self) -> list[torch.Tensor | None]:
@@ -111,9 +114,8 @@ class Model:
 
     def extras(self) -> Iterator[tuple[str, nn.Module]]:
         """(canonical path, submodule) of those that define `get_extra_state`."""
-        for site in self.sites():
-            if type(site.module).get_extra_state is not nn.Module.get_extra_state:
-                yield site.path, site.module
+        self.sites()
+        yield from self._extras
 
 
 def _children_of(modules: list[nn.Module]) -> list[nn.Module | None]:

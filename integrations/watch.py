@@ -12,6 +12,7 @@ from ckptd.ckpt.model import Version
 from ckptd.integrations.capture import Capture
 from ckptd.integrations.copying import Copying
 from ckptd.integrations.device import Lane, Launching, Probes
+from ckptd.integrations.outline import Outline
 from ckptd.integrations.roles import Roles, roles_of
 from ckptd.integrations.sources import Plan, Source
 from ckptd.integrations.staging import Staging
@@ -45,49 +46,49 @@ class Watched:
         self._assign()
 
     def capture(
-        self, version: Version, plan: Plan, eager: Sequence[torch.Tensor], document: bytes, staging: Staging
+        self,
+        version: Version,
+        plan: Plan,
+        eager: Sequence[torch.Tensor],
+        document: bytes,
+        staging: Staging,
+        outline: Outline | None,
     ) -> tuple[Capture, Copying]:
         """Copy what must be copied at once, and arm the wires on the rest."""
         if self._noticed:
             self._assign()
         staged = staging.copies_of([source.rows for source in self._roles.at_once])
-        self._wires.arm()
-        count, changed_at = self._frozen.arm()
+        frozen, due = self._frozen.arm()
+        armed = (self._wires.arm(), frozen)
         if self._probes is not None:
             self._probes.arm()
         after = plan.mark()
-        capture = Capture(version, plan, self._roles, staged, eager, document, count, changed_at, staging.loan())
+        capture = Capture(version, plan, self._roles, staged, eager, document, due, armed, outline, staging.loan())
         return capture, Copying() if self._lane is None else Launching(self._lane, after)
 
-    def tripped(self) -> tuple[list[str], Callable[[], list[str]]]:
-        """The names of those that were written since the capture, and how to ask for those that the device found.
-
-        The worker asks, once the copies have arrived, and waits for the device. All of them are copied at once from the
-        next capture on.
-        """
-        names = self._wires.tripped() + self._frozen.tripped()
-        self._noticed.extend(names)
-        self._discarded += bool(names)
-        probes, lane = self._probes, self._lane
+    def ask_device(self) -> Callable[[], list[str]]:
+        """In the fence: let the device look. The worker asks for the names, once the copies have arrived, and waits."""
+        probes, lane, lazy = self._probes, self._lane, self._roles.lazy
         if probes is None or lane is None:
-            return names, list
-        changed, lazy = probes.changed(), self._roles.lazy
+            return list
+        changed = probes.changed()
         looked = self._cuda.Event()
         looked.record(self._cuda.current_stream(lane.device))
 
         def ask() -> list[str]:
             with self._cuda.stream(lane.stream):
                 lane.stream.wait_event(looked)
-                found = [lazy[at].name for at in probes.indexes(changed) if lazy[at].name not in names]
-            self._noticed.extend(found)
-            self._discarded += bool(found and not names)
-            return found
+                return [lazy[at].name for at in probes.indexes(changed)]
 
-        return names, ask
+        return ask
 
-    @property
-    def what_now(self) -> str:
-        """What became of the tensors that were found last, in words."""
+    def notice(self, names: list[str]) -> str:
+        """These were written between a capture and its update: a snapshot is lost. What follows from it, in words.
+
+        From the next capture on they are copied at once. May be called by the worker.
+        """
+        self._discarded += 1
+        self._noticed.extend(names)
         what = "everything is" if self._discarded >= _DISCARDED_MAX else "they are"
         return f"{what} copied at once from now on, which the training waits for"
 

@@ -1,14 +1,15 @@
 """Notices what was written behind the optimizer's back: trip wires, and which frozen tensors have changed.
 
-A look is a handful of calls for all tensors together, because the trainer's thread takes two of them for each snapshot:
-the version counters, and a few words of each tensor on the CPU. It proves that something was written, never that
-nothing was: fused optimizers and `.data` count no versions, and a look sees 4 words.
+The trainer's thread arms the wires at each snapshot and looks at torch's version counters in the fence, each in one call
+per tensor and no more. The worker looks at a few words of each tensor's bytes when it has copied: what is written later
+does no harm. All of it proves that something was written, never that nothing was: fused optimizers and `.data` count no
+versions, a look sees 4 words, and a write that has only begun shows in neither.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, Literal
 
@@ -39,7 +40,7 @@ class Lookout:
 
     def __init__(self, sources: Sequence[Source], watch: Watch) -> None:
         """`watch`: "samples" reads some words of each tensor, "counters" only torch's version counters."""
-        self.names = [source.name for source in sources]
+        self._names = [source.name for source in sources]
         self._counted = [at for at, source in enumerate(sources) if not source.live.is_inference()]
         self._lives = [sources[at].live for at in self._counted]
         views: dict[Any, tuple[list[int], list[npt.NDArray[Any]]]] = {}
@@ -54,41 +55,69 @@ class Lookout:
         self._ends = [[np.cumsum([len(view) for view in some]) for some in turn] for turn in self._views]
 
     def look(self, turn: int) -> Look:
-        """Read the counters and the words of this turn. For the trainer's thread, when no update is in progress."""
-        return Look(turn, list(map(_version_of, self._lives)), [np.concatenate(views) for views in self._views[turn]])
+        """The counters and the words of this turn. For the trainer's thread, when no update is in progress."""
+        return Look(turn, self.versions(), self.words(turn))
 
-    def differing(self, one: Look, other: Look) -> list[int]:
-        """The indexes of the sources that were written between two looks of the same turn, ascending."""
+    def versions(self) -> list[int]:
+        """torch's counters."""
+        return list(map(_version_of, self._lives))
+
+    def words(self, turn: int) -> list[npt.NDArray[Any]]:
+        """Some of the tensors' bytes."""
+        return [np.concatenate(views) for views in self._views[turn]]
+
+    def counted(self, before: list[int], now: list[int]) -> set[int]:
+        """The indexes of the sources whose counters differ."""
+        if before == now:
+            return set()
+        return {at for at, one, other in zip(self._counted, before, now, strict=True) if one != other}
+
+    def sampled(self, turn: int, before: list[npt.NDArray[Any]], now: list[npt.NDArray[Any]]) -> set[int]:
+        """The indexes of the sources whose words differ."""
         found: set[int] = set()
-        if one.versions != other.versions:
-            pairs = zip(self._counted, one.versions, other.versions, strict=True)
-            found.update(at for at, before, now in pairs if before != now)
-        for sampled, ends, before, now in zip(self._sampled, self._ends[one.turn], one.words, other.words, strict=True):
-            unlike = np.flatnonzero(before != now)
+        for sampled, ends, one, other in zip(self._sampled, self._ends[turn], before, now, strict=True):
+            unlike = np.flatnonzero(one != other)
             if len(unlike):
                 found.update(sampled[np.searchsorted(ends, unlike, side="right")].tolist())
-        return sorted(found)
+        return found
+
+    def names_of(self, found: set[int]) -> list[str]:
+        """The names at some indexes, in order."""
+        return [self._names[at] for at in sorted(found)]
 
 
 def _quarter(view: npt.NDArray[Any], turn: int) -> npt.NDArray[Any]:
     return view if len(view) < 2 * TURNS else view[turn::TURNS]
 
 
+@dataclass(frozen=True, slots=True)
+class Armed:
+    """Trip wires on some sources, as they looked at the capture."""
+
+    lookout: Lookout
+    before: Look
+
+    def by_counters(self) -> list[str]:
+        """The names of those whose version counters have moved. For the trainer's thread, in the fence."""
+        return self.lookout.names_of(self.lookout.counted(self.before.versions, self.lookout.versions()))
+
+    def by_words(self) -> list[str]:
+        """The names of those whose bytes look different. For the worker, when it has copied."""
+        turn = self.before.turn
+        return self.lookout.names_of(self.lookout.sampled(turn, self.before.words, self.lookout.words(turn)))
+
+
 class Wires:
-    """Trip wires on what is copied beside the training: armed at the capture, looked at in the fence."""
+    """Trip wires on what is copied beside the training."""
 
     def __init__(self, sources: Sequence[Source], watch: Watch) -> None:
         self._lookout = Lookout(sources, watch)
-        self._before = self._lookout.look(0)
+        self._count = 0
 
-    def arm(self) -> None:
+    def arm(self) -> Armed:
         """Remember how the sources look now."""
-        self._before = self._lookout.look((self._before.turn + 1) % TURNS)
-
-    def tripped(self) -> list[str]:
-        """The names of those that look different now."""
-        found = self._lookout.differing(self._before, self._lookout.look(self._before.turn))
-        return [self._lookout.names[at] for at in found]
+        self._count += 1
+        return Armed(self._lookout, self._lookout.look(self._count % TURNS))
 
 
 class Frozen:
@@ -99,41 +128,32 @@ class Frozen:
     """
 
     def __init__(self, sources: Sequence[Source], watch: Watch) -> None:
-        self.sources = tuple(sources)
         self._lookout = Lookout(sources, watch)
         self._last = [self._lookout.look(turn) for turn in range(TURNS)]
         self._count = 0
-        self._changed_at = np.zeros(len(self.sources), dtype=np.int64)
-        self._since: Look | None = None
+        self._changed_at = np.zeros(len(sources), dtype=np.int64)
 
-    def arm(self) -> tuple[int, npt.NDArray[np.int64]]:
-        """Look, and return the number of this capture with the numbers of the captures that each last changed before.
-
-        What a slot got at an earlier capture than its number here is out of date.
-        """
+    def arm(self) -> tuple[Armed, Due]:
+        """Look, and say what has changed since the looks before."""
         self._count += 1
-        if not self.sources:
-            return self._count, self._changed_at
         turn = self._count % TURNS
-        now, versions = self._lookout.look(turn), self._last[turn - 1].versions  # words: as long ago as their turn
-        self._mark(self._lookout.differing(replace(self._last[turn], versions=versions), now))
-        self._last[turn] = self._since = now
-        return self._count, self._changed_at.copy()
-
-    def tripped(self) -> list[str]:
-        """The names of those that changed since `arm`."""
-        if self._since is None:
-            return []
-        found = self._lookout.differing(self._since, self._lookout.look(self._since.turn))
-        self._mark(found)
-        return [self._lookout.names[at] for at in found]
-
-    def _mark(self, found: list[int]) -> None:
-        self._changed_at[found] = self._count
+        now, last = self._lookout.look(turn), self._last[turn]  # words: as long ago as their turn
+        changed = self._lookout.counted(self._last[turn - 1].versions, now.versions)
+        changed |= self._lookout.sampled(turn, last.words, now.words)
+        self._changed_at[list(changed)] = self._count
+        self._last[turn] = now
+        return Armed(self._lookout, now), Due(self._count, self._changed_at.copy())
 
 
-def due(held: npt.NDArray[np.int64], count: int, changed_at: npt.NDArray[np.int64]) -> npt.NDArray[np.intp]:
-    """Which frozen tensors capture `count` must copy into a slot that got them at the captures `held` (-1: never)."""
-    stale = held < changed_at
-    stale[count % _REFRESH :: _REFRESH] = True
-    return np.flatnonzero(stale | (held < 0))
+@dataclass(frozen=True, slots=True)
+class Due:
+    """The number of a capture, and of those by which each frozen tensor had last changed."""
+
+    count: int
+    changed_at: npt.NDArray[np.int64]
+
+    def of(self, held: npt.NDArray[np.int64]) -> npt.NDArray[np.intp]:
+        """The indexes of what this capture must copy into a slot that got them at the captures `held` (-1: never)."""
+        stale = held < self.changed_at
+        stale[self.count % _REFRESH :: _REFRESH] = True
+        return np.flatnonzero(stale | (held < 0))

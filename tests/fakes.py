@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -109,6 +110,15 @@ class FakeChannel:
 
     def close(self) -> None:
         self._called("close")
+
+    @contextlib.contextmanager
+    def held_up(self) -> Iterator[None]:
+        """Inside, `begin` waits, so that nothing is copied."""
+        self.hang = threading.Event()
+        try:
+            yield
+        finally:
+            self.hang.set()
 
     def recorded(self) -> list[Version]:
         """The versions that every rank committed, oldest first."""

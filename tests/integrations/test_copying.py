@@ -16,7 +16,7 @@ from ckptd.integrations.outline import Outline
 from ckptd.integrations.roles import roles_of
 from ckptd.integrations.sources import Source
 from ckptd.integrations.staging import Staging
-from ckptd.integrations.wires import Frozen, due
+from ckptd.integrations.wires import Due, Frozen
 
 
 def sources_of(**tensors: torch.Tensor) -> list[Source]:
@@ -154,21 +154,22 @@ def test_an_outline_sees_each_change_of_layout(change: Callable[[nn.Parameter], 
     outline = Outline([p, odd, 3])
     with torch.no_grad():
         p.add_(1.0)
-    assert outline.matches([p, odd, 4])
+    assert outline.in_place()
     change(p)
-    assert not outline.matches([p, odd, 3])
+    assert outline.same([p, odd, 3])
+    assert not outline.in_place()
 
 
 def test_an_outline_sees_other_objects() -> None:
     """A tensor that was added, removed or replaced, also by a number; numbers may change."""
     p, q, odd = torch.rand(3), torch.rand(3), torch.rand(3, dtype=torch.complex64).conj()
     outline = Outline([p, 3, odd])
-    assert outline.matches([p, 4.5, odd])
-    assert not outline.matches([p, 3, odd, q])
-    assert not outline.matches([p, odd])
-    assert not outline.matches([q, 3, odd])
-    assert not outline.matches([p, q, odd])
-    assert not outline.matches([3, 3, odd])
+    assert outline.same([p, 4.5, odd])
+    assert not outline.same([p, 3, odd, q])
+    assert not outline.same([p, odd])
+    assert not outline.same([q, 3, odd])
+    assert not outline.same([p, q, odd])
+    assert not outline.same([3, 3, odd])
 
 
 def test_sources_are_copied_in_the_order_of_the_update() -> None:
@@ -201,10 +202,10 @@ def test_frozen_tensors_that_changed_are_due_in_every_slot() -> None:
         for capture in range(1, 9):
             if capture == changed_at:
                 p.mul_(2.0)
-            count, seen = frozen.arm()
+            _, due = frozen.arm()
             held = slots[capture % 2]
-            at = due(held, count, seen)
-            held[at] = count
+            at = due.of(held)
+            held[at] = due.count
             copied.append(at.tolist())
         assert all(0 in copied[at - 1] for at in (1, 2, changed_at, changed_at + 1))
         assert [at for at, found in enumerate(copied, 1) if 1 in found] == [1, 2]
@@ -213,6 +214,6 @@ def test_frozen_tensors_that_changed_are_due_in_every_slot() -> None:
 def test_frozen_tensors_are_renewed_in_turn() -> None:
     """Within 64 captures every one is copied anew, a few at a time."""
     held = np.zeros(200, dtype=np.int64)
-    found = [due(held, count, held) for count in range(1, 65)]
+    found = [Due(count, held).of(held) for count in range(1, 65)]
     assert sorted(np.concatenate(found).tolist()) == list(range(200))
     assert max(map(len, found)) <= 4

@@ -220,8 +220,9 @@ def test_what_a_device_finds_discards_the_snapshot(tmp_path: Path, on_device: Cu
     with Checkpointer(job="job", channel=channel, **run.objects) as ck:
         for step in (1, 2, 3):
             run.update()
-            ck.step(step)
-            weight.data.add_(1.0)
+            with channel.held_up():
+                ck.step(step)
+                weight.data.add_(1.0)
             ck.wait()
         assert (ck.stats.captured, ck.stats.aborted) == (2, 1)
         assert "model.0.weight" in str(ck.stats.last_error)

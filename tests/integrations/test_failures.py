@@ -76,8 +76,9 @@ def test_on_error_raise_raises_at_the_next_step(channel: FakeChannel) -> None:
     with pytest.raises(DaemonUnavailable, match="gone"):
         ck.wait()  # commits step 2
     channel.fail.clear()
-    ck.step(3)
-    run.model.get_parameter("0.weight").data.add_(1.0)
+    with channel.held_up():
+        ck.step(3)
+        run.model.get_parameter("0.weight").data.add_(1.0)
     with pytest.raises(StateError, match=r"model\.0\.weight; they are copied at once from now on"):
         ck.close()
 
