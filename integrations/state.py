@@ -158,6 +158,7 @@ class TrainingState:
         self.staging = Staging()
         self._names: dict[int, tuple[str, bool]] = {}
         self._fixed: dict[str, Fixed] = {}
+        self._buffers: list[torch.Tensor] = []
         for name, thing in objects.items():
             if not name.isidentifier() or name in RESERVED:
                 raise StateError(f"{name!r}: expected a Python identifier other than {sorted(RESERVED)}; rename it")
@@ -226,9 +227,8 @@ class TrainingState:
         be encoded, and whatever the objects' own state_dict() raises.
         """
         encoder = Encoder()
-        buffers = [(f"{model.name}.{name}", buffer) for model in self.models for name, buffer in model.buffers()]
-        locals_ = [plain(name, buffer) for name, buffer in buffers]
-        encoder.add_copies((name for name, _ in buffers), self.staging.copies_of(locals_))
+        buffers = {f"{model.name}.{name}": buffer for model in self.models for name, buffer in model.buffers()}
+        encoder.add_copies(buffers, self.staging.copies_of(self._plain(buffers)))
         objects: dict[str, str] = {}
         for model in self.models:
             objects[model.name] = to_json(
@@ -246,6 +246,15 @@ class TrainingState:
                 objects[name] = to_json(encoder.encode(stateful.state_dict(), name))
         document = ",".join(f"{to_json(name)}:{text}" for name, text in objects.items())
         return encoder.tensors, f"{{{document}}}".encode()
+
+    def _plain(self, buffers: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+        """The buffers as plain tensors; those that were found plain at the last capture are not looked at again."""
+        found = list(buffers.values())
+        if len(found) == len(self._buffers) and all(map(is_, found, self._buffers)):
+            return found
+        local = [plain(name, buffer) for name, buffer in buffers.items()]
+        self._buffers = found if {type(buffer) for buffer in found} == {torch.Tensor} else []
+        return local
 
     def _optimizer(self, name: str, encoder: Encoder) -> str:
         """The JSON of what an optimizer has beside its tensors: groups, plain values, and which keys live on the CPU."""

@@ -132,9 +132,12 @@ class Frozen:
         self._last = [self._lookout.look(turn) for turn in range(TURNS)]
         self._count = 0
         self._changed_at = np.zeros(len(sources), dtype=np.int64)
+        self._nothing = Armed(self._lookout, self._last[0]), Due(0, self._changed_at)
 
     def arm(self) -> tuple[Armed, Due]:
         """Look, and say what has changed since the looks before."""
+        if not len(self._changed_at):
+            return self._nothing
         self._count += 1
         turn = self._count % TURNS
         now, last = self._lookout.look(turn), self._last[turn]  # words: as long ago as their turn
