@@ -271,7 +271,7 @@ class TrainingState:
             owned.name: encoder.encode(_plain_values(optimizer, owned), f"{name}.values.{owned.name}")
             for owned in fixed.with_values
         }
-        other = {key: value for key, value in optimizer.state.items() if not isinstance(key, torch.Tensor)}
+        other = {key: optimizer.state[key] for key in fixed.others}
         rest = to_json({"values": values, "other": encoder.encode(other, f"{name}.other")})
         return f'{{"groups":[{",".join(groups)}],"on_cpu":{fixed.on_cpu},"order":{fixed.order},{rest[1:]}'
 
@@ -287,6 +287,8 @@ class Fixed:
     """Tensors lie in the image by size and name; a state_dict() shows keys in this order."""
     with_values: list[Owned]
     """The parameters whose state has more than tensors."""
+    others: list[Any]
+    """The keys of the state that are no parameters."""
 
     @staticmethod
     def of(optimizer: torch.optim.Optimizer, groups: list[list[Owned]]) -> Fixed:
@@ -303,7 +305,8 @@ class Fixed:
                 with_values.append(owned)
         params = [to_json([owned.name for owned in members]) for members in groups]
         keys = to_json(Encoder().encode(list(order), "order"))
-        return Fixed(params, to_json(sorted(on_cpu)), keys, with_values)
+        others = [key for key in optimizer.state if not isinstance(key, torch.Tensor)]
+        return Fixed(params, to_json(sorted(on_cpu)), keys, with_values, others)
 
 
 def _is_entry(key: object, value: object) -> bool:

@@ -8,6 +8,7 @@ versions, a look sees 4 words, and a write that has only begun shows in neither.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import attrgetter
@@ -43,16 +44,10 @@ class Lookout:
         self._names = [source.name for source in sources]
         self._counted = [at for at, source in enumerate(sources) if not source.live.is_inference()]
         self._lives = [sources[at].live for at in self._counted]
-        views: dict[Any, tuple[list[int], list[npt.NDArray[Any]]]] = {}
-        for at, source in enumerate(sources):
-            view = sample_of(source.rows) if watch == "samples" else None
-            if view is not None:
-                found = views.setdefault(view.dtype, ([], []))  # numpy joins arrays of one dtype without converting
-                found[0].append(at)
-                found[1].append(view)
-        self._sampled = [np.array(at) for at, _ in views.values()]
-        self._views = [[[_quarter(view, turn) for view in some] for _, some in views.values()] for turn in range(TURNS)]
-        self._ends = [[np.cumsum([len(view) for view in some]) for some in turn] for turn in self._views]
+        views = [(at, sample_of(source.rows)) for at, source in enumerate(sources)] if watch == "samples" else []
+        self._words = [
+            Words([(at, _quarter(view, turn)) for at, view in views if view is not None]) for turn in range(TURNS)
+        ]
 
     def look(self, turn: int) -> Look:
         """The counters and the words of this turn. For the trainer's thread, when no update is in progress."""
@@ -64,7 +59,7 @@ class Lookout:
 
     def words(self, turn: int) -> list[npt.NDArray[Any]]:
         """Some of the tensors' bytes."""
-        return [np.concatenate(views) for views in self._views[turn]]
+        return self._words[turn].read()
 
     def counted(self, before: list[int], now: list[int]) -> set[int]:
         """The indexes of the sources whose counters differ."""
@@ -75,10 +70,10 @@ class Lookout:
     def sampled(self, turn: int, before: list[npt.NDArray[Any]], now: list[npt.NDArray[Any]]) -> set[int]:
         """The indexes of the sources whose words differ."""
         found: set[int] = set()
-        for sampled, ends, one, other in zip(self._sampled, self._ends[turn], before, now, strict=True):
+        for owners, one, other in zip(self._words[turn].owners, before, now, strict=True):
             unlike = np.flatnonzero(one != other)
             if len(unlike):
-                found.update(sampled[np.searchsorted(ends, unlike, side="right")].tolist())
+                found.update(owners[unlike].tolist())
         return found
 
     def names_of(self, found: set[int]) -> list[str]:
@@ -88,6 +83,38 @@ class Lookout:
 
 def _quarter(view: npt.NDArray[Any], turn: int) -> npt.NDArray[Any]:
     return view if len(view) < 2 * TURNS else view[turn::TURNS]
+
+
+class Words:
+    """Single words of many arrays, read by one call.
+
+    Reading each array would touch a cold object for each. To numpy they are elements of one array, which begins at the
+    lowest of their addresses and ends at the highest; what lies between is never read. One for each size and alignment.
+    """
+
+    def __init__(self, views: Sequence[tuple[int, npt.NDArray[Any]]]) -> None:
+        """`views`: the elements to read, with the owner of each. As long as numpy has them, torch cannot move the memory."""
+        self._views = views
+        groups: dict[tuple[int, int], tuple[list[int], list[int]]] = {}
+        for owner, view in views:
+            size, address = view.itemsize, view.ctypes.data
+            for at in range(len(view)):
+                owners, places = groups.setdefault((size, address % size), ([], []))
+                owners.append(owner)
+                places.append(address + at * view.strides[0])
+        self.owners = [np.array(owners) for owners, _ in groups.values()]
+        self._groups = [_memory(size, np.array(places)) for (size, _), (_, places) in groups.items()]
+
+    def read(self) -> list[npt.NDArray[Any]]:
+        """What stands there now."""
+        return [memory[where] for memory, where in self._groups]
+
+
+def _memory(size: int, places: npt.NDArray[np.int64]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+    """An array of words of `size` bytes from the lowest to the highest place, and the places' indexes in it."""
+    first, last = int(places.min()), int(places.max()) + size
+    memory = (ctypes.c_uint8 * (last - first)).from_address(first)
+    return np.frombuffer(memoryview(memory), dtype=f"u{size}"), (places - first) // size
 
 
 @dataclass(frozen=True, slots=True)

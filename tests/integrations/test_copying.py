@@ -16,7 +16,7 @@ from ckptd.integrations.outline import Outline
 from ckptd.integrations.roles import roles_of
 from ckptd.integrations.sources import Source
 from ckptd.integrations.staging import Staging
-from ckptd.integrations.wires import Due, Frozen
+from ckptd.integrations.wires import Due, Frozen, Words
 
 
 def sources_of(**tensors: torch.Tensor) -> list[Source]:
@@ -217,3 +217,21 @@ def test_frozen_tensors_are_renewed_in_turn() -> None:
     found = [Due(count, held).of(held) for count in range(1, 65)]
     assert sorted(np.concatenate(found).tolist()) == list(range(200))
     assert max(map(len, found)) <= 4
+
+
+def test_words_of_any_place_are_read_and_nothing_else() -> None:
+    """Elements of any size, stride and alignment, of arrays far apart; memory that is looked at cannot be moved away."""
+    raw = np.arange(64, dtype=np.uint8)
+    tensor = torch.arange(1000)
+    views = [raw[1:33].view(np.uint64), raw[3:7].view(np.uint32), raw[::5], tensor.numpy()[::99].view(np.uint64)]
+    words = Words(list(enumerate(views)))
+    before = words.read()
+    for at, view in enumerate(views):
+        found = [some[owners == at] for owners, some in zip(words.owners, before, strict=True)]
+        assert [int(word) for some in found for word in some] == view.tolist()
+    tensor[990] = -1
+    changed = [owners[one != other] for owners, one, other in zip(words.owners, before, words.read(), strict=True)]
+    assert np.concatenate(changed).tolist() == [3]
+    with pytest.raises(RuntimeError, match="not resizable"):
+        tensor.untyped_storage().resize_(0)
+    assert Words([]).read() == []
