@@ -264,9 +264,8 @@ class TrainingState:
             fixed = self._fixed[name] = Fixed.of(optimizer, self.groups(name))
         groups: list[str] = []
         for at, (group, params) in enumerate(zip(optimizer.param_groups, fixed.params, strict=True)):
-            options = {key: value for key, value in group.items() if key != "params"}
-            encoded = to_json(encoder.encode(options, f"{name}.param_groups.{at}"))
-            groups.append(f'{{"params":{params},"options":{encoded}}}')
+            options = _options(group, fixed.told[at], f"{name}.param_groups.{at}", encoder)
+            groups.append(f'{{"params":{params},"options":{options}}}')
         values = {
             owned.name: encoder.encode(_plain_values(optimizer, owned), f"{name}.values.{owned.name}")
             for owned in fixed.with_values
@@ -289,6 +288,8 @@ class Fixed:
     """The parameters whose state has more than tensors."""
     others: list[Any]
     """The keys of the state that are no parameters."""
+    told: list[dict[str, tuple[object, str]]]
+    """Per group and option: its value at a capture before, if that can't change in itself, and the JSON of both."""
 
     @staticmethod
     def of(optimizer: torch.optim.Optimizer, groups: list[list[Owned]]) -> Fixed:
@@ -306,7 +307,29 @@ class Fixed:
         params = [to_json([owned.name for owned in members]) for members in groups]
         keys = to_json(Encoder().encode(list(order), "order"))
         others = [key for key in optimizer.state if not isinstance(key, torch.Tensor)]
-        return Fixed(params, to_json(sorted(on_cpu)), keys, with_values, others)
+        return Fixed(params, to_json(sorted(on_cpu)), keys, with_values, others, [{} for _ in groups])
+
+
+def _options(group: dict[str, Any], told: dict[str, tuple[object, str]], path: str, encoder: Encoder) -> str:
+    """The JSON of a group's options. Of a dozen, hardly one differs from one update to the next."""
+    if not all(type(key) is str and not key.startswith("$") for key in group):
+        return to_json(encoder.encode({key: value for key, value in group.items() if key != "params"}, path))
+    texts = []
+    for key, value in group.items():
+        if key != "params":
+            known = told.get(key)
+            if known is None or known[0] is not value:
+                known = (value, to_json({key: encoder.encode(value, f"{path}.{key}")})[1:-1])
+                if _is_constant(value):
+                    told[key] = known
+            texts.append(known[1])
+    return f"{{{','.join(texts)}}}"
+
+
+def _is_constant(value: object) -> bool:
+    if type(value) is tuple:
+        return all(map(_is_constant, value))
+    return value is None or type(value) in (bool, int, float, str)
 
 
 def _is_entry(key: object, value: object) -> bool:

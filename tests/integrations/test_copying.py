@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from tests.fakes import bits
@@ -223,7 +225,12 @@ def test_words_of_any_place_are_read_and_nothing_else() -> None:
     """Elements of any size, stride and alignment, of arrays far apart; memory that is looked at cannot be moved away."""
     raw = np.arange(64, dtype=np.uint8)
     tensor = torch.arange(1000)
-    views = [raw[1:33].view(np.uint64), raw[3:7].view(np.uint32), raw[::5], tensor.numpy()[::99].view(np.uint64)]
+    views: list[npt.NDArray[Any]] = [
+        raw[1:33].view(np.uint64),
+        raw[3:7].view(np.uint32),
+        raw[::5],
+        tensor.numpy()[::99].view(np.uint64),
+    ]
     words = Words(list(enumerate(views)))
     before = words.read()
     for at, view in enumerate(views):
