@@ -16,7 +16,7 @@ class Roles:
     """The sources of a plan by when they are copied; each is in one of the three."""
 
     at_once: tuple[Source, ...] = ()
-    """Copied by the trainer in `step`: small scalars, and what was written behind the optimizer's back before."""
+    """Copied by the trainer in `step`: scalars beside a GPU, and what was written behind the optimizer's back before."""
     lazy: tuple[Source, ...] = ()
     """Copied while forward and backward run, in the order in which the optimizers will overwrite them."""
     frozen: tuple[Source, ...] = ()
@@ -34,8 +34,11 @@ def roles_of(
             for tensor in (parameter, *state.values()):
                 order.setdefault(id(tensor), len(order))
     at_once, lazy, frozen = [], [], []
+    device = any(source.rows.device.type != "cpu" for source in sources)
     for source in sources:
-        if source.name in unquiet or (source.rows.numel() <= 1 and source.rows.device.type == "cpu"):
+        # Beside a GPU the host runs ahead of the copies: the step that Adam counts on the CPU cannot wait for the fence.
+        counts = device and source.rows.numel() <= 1 and source.rows.device.type == "cpu"
+        if source.name in unquiet or counts:
             at_once.append(source)
         elif id(source.live) in order or source.live.requires_grad or source.rows.device.type != "cpu":
             lazy.append(source)  # what a GPU holds is seen to change only after the copy has begun

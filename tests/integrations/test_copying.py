@@ -175,7 +175,8 @@ def test_an_outline_sees_other_objects() -> None:
 
 
 def test_sources_are_copied_in_the_order_of_the_update() -> None:
-    """Groups as the optimizers go through them, a parameter before its state; scalars at once; frozen apart."""
+    """Groups as the optimizers go through them, a parameter before its state; frozen apart. Beside a GPU scalars
+    are copied at once."""
     a, b, c = (nn.Parameter(torch.rand(3)) for _ in range(3))
     frozen, unknown = torch.rand(3), nn.Parameter(torch.rand(3))
     first, second = torch.optim.AdamW([b, c], foreach=True), torch.optim.SGD([a], lr=0.1)
@@ -185,13 +186,15 @@ def test_sources_are_copied_in_the_order_of_the_update() -> None:
     states = {f"{name}.{key}": value for name, p in (("b", b), ("c", c)) for key, value in first.state[p].items()}
     sources = sources_of(frozen=frozen, unknown=unknown, a=a, c=c, b=b, **states)
     roles = roles_of(sources, [first, second])
-    lazy = ["b", "b.exp_avg", "b.exp_avg_sq", "c", "c.exp_avg", "c.exp_avg_sq", "a", "unknown"]
-    assert [source.name for source in roles.lazy] == lazy
-    assert {source.name for source in roles.at_once} == {"b.step", "c.step"}
+    of_adam = [f"{name}{key}" for name in "bc" for key in ("", ".step", ".exp_avg", ".exp_avg_sq")]
+    assert [source.name for source in roles.lazy] == [*of_adam, "a", "unknown"]
+    assert roles.at_once == ()
     assert [source.name for source in roles.frozen] == ["frozen"]
     again = roles_of(sources, [first, second], {"frozen", "a"})
-    assert {source.name for source in again.at_once} == {"b.step", "c.step", "frozen", "a"}
+    assert {source.name for source in again.at_once} == {"frozen", "a"}
     assert not again.frozen
+    beside = [*sources, Source("on a device", torch.empty(3, device="meta"), torch.empty(3, device="meta"))]
+    assert {source.name for source in roles_of(beside, [first, second]).at_once} == {"b.step", "c.step"}
 
 
 def test_frozen_tensors_that_changed_are_due_in_every_slot() -> None:

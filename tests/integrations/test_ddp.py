@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 def train(directory: Path, mode: str) -> list[dict[str, Any]]:
     """Run both ranks; what each printed, in rank order."""
-    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}"}
     ranks = [
         subprocess.Popen(
             [sys.executable, "-m", "tests.integrations.ddp_worker", str(rank), str(directory), mode],
