@@ -100,8 +100,8 @@ class Channel(Protocol):
         """The gathered files are no longer needed (mappings stay valid until unmapped)."""
         ...
 
-    def reserve(self, size: int) -> None:
-        """Make and pre-fault this rank's slots for images of `size` bytes. Raises MemoryBudgetError."""
+    def reserve(self, size: int) -> list[Path]:
+        """Make and pre-fault this rank's slots for images of `size` bytes; return their files. Raises MemoryBudgetError."""
         ...
 
     def begin(self, version: Version, size: int, wait_s: float = 0.0) -> Slot | None:
@@ -181,8 +181,8 @@ class Client:
     def release(self, version: Version) -> None:
         self._call("Release", version=_named(version))
 
-    def reserve(self, size: int) -> None:
-        self._call("Reserve", 600.0, rank=self._rank, size=size)
+    def reserve(self, size: int) -> list[Path]:
+        return [Path(path) for path in self._call("Reserve", 600.0, rank=self._rank, size=size).paths]
 
     def begin(self, version: Version, size: int, wait_s: float = 0.0) -> Slot | None:
         if not 0.0 <= wait_s <= WAIT_MAX_S:  # which nan is not either

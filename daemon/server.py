@@ -154,13 +154,12 @@ class LocalServer:
         self._gatherings.release(version_in(request.version))
         return pb.Empty()
 
-    def reserve(self, request: pb.ReserveRequest) -> pb.Empty:
+    def reserve(self, request: pb.ReserveRequest) -> pb.ReserveReply:
         rank, size = number("rank", request.rank, RANKS_MAX), _size(request.size)
         if not self._poll(lambda node: node.scanned, _ANSWER_S):  # a file that is made meanwhile would be found twice
             raise DaemonUnavailable("this daemon still reads what an earlier one left; try again")
         self._admission.admit(rank, size, self._driver.look(lambda node: [rank for rank, _ in node.ranks]))
-        self._segments.reserve(rank, size, self._config.slots)
-        return pb.Empty()
+        return pb.ReserveReply(paths=map(str, self._segments.reserve(rank, size, self._config.slots)))
 
     def begin(self, request: pb.BeginRequest) -> pb.BeginReply:
         version, size = version_in(request.version), _size(request.size)

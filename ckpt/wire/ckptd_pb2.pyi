@@ -324,6 +324,12 @@ class ReserveRequest(_message.Message):
     size: int
     def __init__(self, rank: _Optional[int] = ..., size: _Optional[int] = ...) -> None: ...
 
+class ReserveReply(_message.Message):
+    __slots__ = ("paths",)
+    PATHS_FIELD_NUMBER: _ClassVar[int]
+    paths: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, paths: _Optional[_Iterable[str]] = ...) -> None: ...
+
 class BeginRequest(_message.Message):
     __slots__ = ("rank", "version", "size", "wait_s")
     RANK_FIELD_NUMBER: _ClassVar[int]

@@ -17,7 +17,7 @@ METHODS: dict[str, tuple[type[Message], type[Message]]] = {
     "Join": (pb.JoinRequest, pb.Empty),
     "Gather": (pb.GatherRequest, pb.GatherReply),
     "Release": (pb.GatherRequest, pb.Empty),
-    "Reserve": (pb.ReserveRequest, pb.Empty),
+    "Reserve": (pb.ReserveRequest, pb.ReserveReply),
     "Begin": (pb.BeginRequest, pb.BeginReply),
     "Commit": (pb.CommitRequest, pb.Empty),
     "Abort": (pb.AbortRequest, pb.Empty),
