@@ -228,7 +228,7 @@ def test_a_write_after_the_copy_does_no_harm(channel: FakeChannel) -> None:
         run.update()
         expected = bits(weight)
         ck.step(1)
-        assert ck._window.is_open
+        assert ck._window._open is not None
         assert ck._window._open.slot.result(10.0) is not None
         weight.data.add_(1.0)
         ck.wait()
