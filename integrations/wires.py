@@ -1,9 +1,9 @@
 """Notices what was written behind the optimizer's back: trip wires, and which frozen tensors have changed.
 
 The trainer's thread arms the wires at each snapshot and looks at torch's version counters in the fence, each in one call
-per tensor and no more. The worker looks at a few words of each tensor's bytes when it has copied: what is written later
+per tensor and no more. The worker looks at a word of each tensor's bytes when it has copied: what is written later
 does no harm. All of it proves that something was written, never that nothing was: fused optimizers and `.data` count no
-versions, a look sees 4 words, and a write that has only begun shows in neither.
+versions, a look sees one word of all but tiny tensors, and a write that has only begun shows in neither.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from ckptd.integrations.tensors import sample_of
 
 Watch = Literal["samples", "counters"]
 TURNS = 4
-"""Looks differ in which quarter of a tensor's sampled words they read."""
+"""Looks differ in which word of a tensor they read. One each: after an update none of them is in the processor's cache, and
+four took the trainer 1.1 ms for 900 tensors where one takes 0.4."""
 _REFRESH = 64
 _version_of = attrgetter("_version")
 
@@ -40,13 +41,13 @@ class Lookout:
     """Looks at sources, always the same ones."""
 
     def __init__(self, sources: Sequence[Source], watch: Watch) -> None:
-        """`watch`: "samples" reads some words of each tensor, "counters" only torch's version counters."""
+        """`watch`: "samples" reads a word of each tensor, "counters" only torch's version counters."""
         self._names = [source.name for source in sources]
         self._counted = [at for at, source in enumerate(sources) if not source.live.is_inference()]
         self._lives = [sources[at].live for at in self._counted]
         views = [(at, sample_of(source.rows)) for at, source in enumerate(sources)] if watch == "samples" else []
         self._words = [
-            Words([(at, _quarter(view, turn)) for at, view in views if view is not None]) for turn in range(TURNS)
+            Words([(at, _word(view, turn)) for at, view in views if view is not None]) for turn in range(TURNS)
         ]
 
     def look(self, turn: int) -> Look:
@@ -81,8 +82,11 @@ class Lookout:
         return [self._names[at] for at in sorted(found)]
 
 
-def _quarter(view: npt.NDArray[Any], turn: int) -> npt.NDArray[Any]:
-    return view if len(view) < 2 * TURNS else view[turn::TURNS]
+def _word(view: npt.NDArray[Any], turn: int) -> npt.NDArray[Any]:
+    if view.strides[0] == view.itemsize:  # all of a tiny tensor
+        return view
+    at = turn * len(view) // TURNS
+    return view[at : at + 1]
 
 
 class Words:
