@@ -94,6 +94,8 @@ class DecideAsked:
     stored: tuple[Stored, ...]
     pid: int = 0
     """The process of rank 0 that asks; 0 for somebody who is no trainer."""
+    clock_s: float = 0.0
+    """What time it is on this node, in seconds since 1970."""
 
 
 @dataclass(frozen=True, slots=True)

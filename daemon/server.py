@@ -106,7 +106,7 @@ class LocalServer:
         pid = number("process id", request.pid, PID_MAX)
         stored = tuple(step.stored for step in self._jobs.stored())
         answer: Decision = self._driver.ask(
-            lambda ticket: ev.DecideAsked(ticket, request.world, request.fresh, stored, pid), _ANSWER_S
+            lambda ticket: ev.DecideAsked(ticket, request.world, request.fresh, stored, pid, time.time()), _ANSWER_S
         )
         return pb.DecideReply(
             epoch=answer.epoch,
