@@ -58,12 +58,23 @@ def status(content: dict[str, Any]) -> RenderableType:
             f"{decimal(content['bytes']['payload'])} slots, {decimal(content['bytes']['parity'])} parity",
         ),
         ("snapshots skipped", str(content["skipped"])),
+        *_launch(content.get("launch")),
     )
     problem = [Text(content["reason"], style="red")] if content["reason"] else []
     moved = [_transfers(content["transfers"])] if content.get("transfers") else []
     groups = content["groups"]
     lines = [Text(line, style="" if groups["rule_kept"] else "red") for line in groups["lines"]]
     return Group(table, facts, *lines, *moved, *problem)
+
+
+def _launch(launch: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """The round of agents, where there are any."""
+    if not launch or not (launch["round"] or launch["isolated"]):
+        return []
+    members = ", ".join(map(str, launch["members"]))
+    why = f" ({launch['reason']})" if launch["reason"] else ""
+    lines = [("launch round", f"{launch['round']} {launch['state']}: nodes {members}{why}")]
+    return lines + [(f"node {row['node']} is isolated", row["reason"]) for row in launch["isolated"]]
 
 
 def _lag(sealing: dict[str, Any]) -> str:
