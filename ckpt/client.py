@@ -15,7 +15,7 @@ import grpc
 
 from ckptd.ckpt.errors import AccessError, CkptdError, DaemonUnavailable, UsageError
 from ckptd.ckpt.model import Version, check_job_name
-from ckptd.ckpt.rounds import Agent, Standing
+from ckptd.ckpt.rounds import Agent, Ended, Standing
 from ckptd.ckpt.strict import json_object
 from ckptd.ckpt.tables import STEP_MAX
 from ckptd.ckpt.wire import ckptd_pb2 as pb
@@ -193,19 +193,17 @@ class Client:
         fields = {"version": _named(version), "level": level, "timeout_s": timeout_s}
         return str(self._call("Wait", timeout_s + 10.0, **fields).level)
 
-    def tend(
-        self, agent: Agent, *, pid: int, pid_namespace: int = 0, workers: Sequence[int] = (), wait_s: float = 0.0
-    ) -> Standing:
+    def tend(self, agent: Agent, *, workers: Sequence[int] = (), wait_s: float = 0.0) -> Standing:
         """As this node's agent: say that it is there and what it wants; learn how it stands.
 
         `workers` are the processes of its trainers, which are killed when it dies. The answer waits up to `wait_s` seconds
-        for a place in a round. Raises AccessError where the node has another agent, UsageError for a wrong --nnodes.
+        for a seat in a round. Raises AccessError where the node has another agent, UsageError for a wrong --nnodes.
         """
-        fields = {"pid": pid, "pid_namespace": pid_namespace, "workers": workers, "wait_s": wait_s}
+        fields = {"pid": os.getpid(), "pid_namespace": pid_namespace(), "workers": workers, "wait_s": wait_s}
         return standing_in(self._call("Tend", wait_s + TEND_S, job=self._job, agent=agent_out(agent), **fields))
 
-    def leave(self, name: str, ended: str, reason: str = "") -> None:
-        """As the agent of this name: the trainers are `done`, or have `failed` for good."""
+    def leave(self, name: str, ended: Ended, reason: str = "") -> None:
+        """As the agent of this name: the trainers are `done`, or have `failed` for good, or it just goes (`gone`)."""
         self._call("Leave", TEND_S, name=name, ended=ended, reason=reason)
 
     def restart(
@@ -257,6 +255,14 @@ class Client:
             raise error_of(error, f"{method.lower()} at {self._where}") from error
         except ValueError as error:
             raise DaemonUnavailable(f"{self._where}: this client was closed") from error
+
+
+def pid_namespace() -> int:
+    """Names the set of process ids that this process sees; 0 where the system does not say."""
+    try:
+        return Path("/proc/self/ns/pid").stat().st_ino
+    except OSError:
+        return 0
 
 
 def _named(version: Version) -> pb.Version | None:

@@ -17,8 +17,10 @@ End = Literal["", "done", "failed", "given up"]
 ENDS: tuple[End, ...] = ("", "done", "failed", "given up")
 WishedEnd = Literal["", "given up"]
 WISHED_ENDS: tuple[WishedEnd, ...] = ("", "given up")
-State = Literal["wait", "member", "over", "isolated", "closed"]
-STATES: tuple[State, ...] = ("wait", "member", "over", "isolated", "closed")
+State = Literal["wait", "spare", "member", "over", "isolated", "closed"]
+"""How an agent stands: waiting for a round to be formed, or for a seat in one that goes on without it; training; to join
+anew; kept out; or the job has ended."""
+STATES: tuple[State, ...] = ("wait", "spare", "member", "over", "isolated", "closed")
 
 GIVEN_UP_EXIT = 93
 """An agent's exit code when the job was given up: a restart would only fail again. Others use the same number."""

@@ -10,19 +10,10 @@ import os
 import select
 import signal
 from collections.abc import Iterable
-from pathlib import Path
 
 from ckptd.daemon.launch_events import AgentEnded
 
 WORKERS_MAX = 1024
-
-
-def pid_namespace() -> int:
-    """Names the set of process ids that this process sees; 0 where the system does not say."""
-    try:
-        return Path("/proc/self/ns/pid").stat().st_ino
-    except OSError:
-        return 0
 
 
 class AgentWatch:

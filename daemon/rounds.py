@@ -195,7 +195,7 @@ def standing(ledger: Ledger | None, node: int, agent: Agent) -> Standing:
             place = Place(round_.number, round_.key, round_.members.index(me), round_.size)
         return Standing("member", place=place, host=round_.host, port=round_.port)
     if place is None:
-        return Standing("wait", waits_for(ledger))
+        return Standing("spare" if round_ is not None and round_.runs else "wait", waits_for(ledger))
     if round_ is None or (place.number, place.key) == round_.order:
         over = round_.over if round_ is not None else ""
         return Standing("over", over) if over else Standing("member", place=place)
@@ -303,7 +303,7 @@ def _end(facts: Ledger, round_: Round, over: str) -> Round | None:
     agents = {report.node: report.agent for report in facts.reports if report.agent}
     mine = {m.node: agents[m.node] for m in round_.members if m.node in agents and agents[m.node].name == m.name}
     for node, agent in mine.items():
-        if agent.ended == "failed":
+        if agent.ended == "failed" and node not in isolated(facts.isolations):
             return replace(round_, over=f"the agent of node {node} gave up: {agent.reason}", end="failed")
     done = [node for node, agent in mine.items() if agent.ended == "done"]
     left = [m.node for m in round_.members if m.node not in done and m.node not in facts.lost]

@@ -18,21 +18,20 @@ import grpc
 from google.protobuf.message import Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from ckptd.ckpt.client import Attachment, Decision, Found
+from ckptd.ckpt.client import Attachment, Decision, Found, pid_namespace
 from ckptd.ckpt.config import Config
 from ckptd.ckpt.errors import AccessError, CkptdError, CorruptionError, DaemonUnavailable, Unrecoverable, UsageError
 from ckptd.ckpt.inventory import Ledger
 from ckptd.ckpt.model import Version, check_job_name
 from ckptd.ckpt.recovery import is_settled
-from ckptd.ckpt.rounds import Ended, Standing
+from ckptd.ckpt.rounds import Standing
 from ckptd.ckpt.tables import PID_MAX, RANKS_MAX, SIZE_MAX, STEP_MAX, number
 from ckptd.ckpt.wire import ckptd_pb2 as pb
 from ckptd.ckpt.wire.rpc import ERROR_KEY, LOCAL, METHODS, status_of
 from ckptd.ckpt.wire.translate import version_in, version_out
-from ckptd.ckpt.wire.translate_rounds import agent_in, reason_in, standing_out
+from ckptd.ckpt.wire.translate_rounds import agent_in, ended_in, reason_in, standing_out
 from ckptd.daemon import events as ev
 from ckptd.daemon import views
-from ckptd.daemon.agent_watch import pid_namespace
 from ckptd.daemon.driver import Driver
 from ckptd.daemon.gatherings import Gatherings
 from ckptd.daemon.jobs import Jobs
@@ -46,6 +45,7 @@ log = logging.getLogger(__name__)
 
 _ANSWER_S = 60.0
 _POLL_S = 0.02
+WAITING = ("wait", "spare")
 LEVELS = ("none", "captured", "sealed", "persisted")
 
 
@@ -202,14 +202,13 @@ class LocalServer:
         pid = number("process id", request.pid, PID_MAX) if here else 0
         workers = tuple(number("process id", worker, PID_MAX) for worker in request.workers)
         stands: Standing = self._driver.ask(lambda ticket: AgentCame(ticket, agent, pid, workers), _ANSWER_S)
-        if stands.state == "wait":
-            self._poll(lambda node: node.launch.standing(agent.name, node.ledger).state != "wait", request.wait_s)
+        if stands.state in WAITING:
+            self._poll(lambda node: node.launch.standing(agent.name, node.ledger).state not in WAITING, request.wait_s)
             stands = self._driver.look(lambda node: node.launch.standing(agent.name, node.ledger))
         return standing_out(stands)
 
     def leave(self, request: pb.LeaveRequest) -> pb.Empty:
-        how: Ended = "done" if request.ended == "done" else "failed"
-        self._driver.post(AgentEnded(request.name, how, reason_in(request.reason)))
+        self._driver.post(AgentEnded(request.name, ended_in(request.ended), reason_in(request.reason)))
         return pb.Empty()
 
     def restart(self, request: pb.RestartRequest) -> pb.Document:

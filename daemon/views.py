@@ -36,6 +36,7 @@ def status(node: Node, usage: dict[str, int]) -> dict[str, Any]:
     base = {
         "job": config.job,
         "node": config.node,
+        "address": config.nodes[config.node],
         "parity": config.parity if len(config.nodes) > 1 else 0,
         "segment_dir": str(config.segment_dir),
         "trainers": [{"rank": rank, "pid": trainer.pid} for rank, trainer in node.ranks],

@@ -16,6 +16,7 @@ from ckptd.ckpt.rounds import (
     STATES,
     WISHED_ENDS,
     Agent,
+    Ended,
     Isolation,
     Member,
     Place,
@@ -157,6 +158,10 @@ def standing_in(message: pb.TendReply) -> Standing:
         port=number("port", message.port, _PORTS),
         end=_one_of("end", message.end, ENDS),
     )
+
+
+def ended_in(text: str) -> Ended:
+    return _one_of("ended", text, ENDED)
 
 
 def reason_in(text: str) -> str:
