@@ -60,7 +60,8 @@ class Agent(local_elastic_agent.LocalElasticAgent):
         if result.state not in (WorkerState.FAILED, WorkerState.UNHEALTHY):
             return result
         said, by_signal = describe(result)
-        if self._rendezvous_by_daemons.is_over(0.0 if by_signal else BLAME_S):
+        certain = by_signal or worker_group.group_world_size == 1
+        if self._rendezvous_by_daemons.is_over(0.0 if certain else BLAME_S):
             return RunResult(
                 state=WorkerState.HEALTHY
             )  # the restart that the daemons asked for follows, and spends nothing

@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 
 MAX_RESTARTS = 10
 SHUTDOWN_S = 2
+"""What trainers have to end by themselves after Ctrl-C or SIGTERM; torchrun's own 30 s keep a stopped one for as long."""
 _DAEMON_END_S = 10.0
 _POLL_S = 0.1
 
@@ -48,8 +49,7 @@ def parser() -> argparse.ArgumentParser:
     found.prog = "ckptd run"
     if not found.get_default("max_restarts"):
         found.set_defaults(max_restarts=MAX_RESTARTS)
-    if found.get_default("shutdown_timeout") is not None:
-        found.set_defaults(shutdown_timeout=SHUTDOWN_S)
+    found.set_defaults(shutdown_timeout=found.get_default("shutdown_timeout") or SHUTDOWN_S)
     group = found.add_argument_group(
         "ckptd",
         f"The agents meet by their daemons: no endpoint is needed. --max-restarts ({MAX_RESTARTS} unless given) counts "

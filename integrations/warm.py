@@ -14,7 +14,7 @@ from multiprocessing import forkserver
 
 PRELOADED = (
     "torch", "torch.distributed", "torch.optim", "torch._dynamo", "torch.nn.parallel", "torch.distributed.run",
-    "ckptd.integrations.checkpointer", "ckptd.integrations.warm", "ckptd.integrations.launch",
+    "ckptd.integrations.checkpointer", "ckptd.integrations.agent", "ckptd.integrations.warm",
 )  # fmt: skip
 """What trainers and their launch import; torch._dynamo comes with the first optimizer step, and an agent's first failure."""
 

@@ -1,0 +1,71 @@
+"""`ckptd run` on one machine: one command, and nothing stays behind however it ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+from tests.cluster import shm_dir, until
+from tests.elastic.jobs import Agents, agents, now
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+
+
+def start(job: Agents, shm: str, *options: str) -> None:
+    job.start("0", job.folder / "n0", "--nproc-per-node", "2", *options, CKPTD_SEGMENT_DIR=shm)
+
+
+def test_a_job_on_one_machine_starts_its_daemon_and_takes_it_along() -> None:
+    """Done: exit code 0, no process, no memory."""
+    with shm_dir() as shm, agents() as job:
+        begun = now()
+        start(job, str(shm / "memory"))
+        job.training(2, begun)
+        assert job.finish() == {"0": 0}
+        assert job.marked() == []
+        assert list(shm.iterdir()) == []
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_job_leaves_its_memory_and_no_process(how: signal.Signals) -> None:
+    """Also a stopped trainer is ended, within the 2 s that it has for that."""
+    with shm_dir() as shm, agents() as job:
+        begun = now()
+        start(job, str(shm / "memory"))
+        ranks = job.training(2, begun)
+        os.kill(ranks[1]["pid"], signal.SIGSTOP)
+        job.processes["0"].send_signal(how)
+        assert job.processes["0"].wait(20.0) == 128 + how
+        assert job.marked() == []
+        assert (shm / "memory").is_dir()
+        assert "snapshots stay in" in job.log("0")
+
+
+def test_trainers_whose_agent_was_killed_do_not_train_on() -> None:
+    """The daemon, which goes on, ends them; the next start finds it and its memory."""
+    with shm_dir() as shm, agents() as job:
+        begun = now()
+        start(job, str(shm / "memory"), "--warm-workers")
+        job.training(2, begun)
+        job.kill_alone("0")
+        until(lambda: len(job.marked()) <= 1, "only the daemon lives", 10.0)
+        assert (job.folder / "n0" / "ckptd.sock").exists()
+        again = now()
+        start(job, str(shm / "memory"))
+        job.training(2, again)
+
+
+def test_a_job_that_always_fails_ends_with_torchruns_code_after_its_restarts() -> None:
+    with shm_dir() as shm, agents() as job:
+        start(job, str(shm / "memory"), "--max-restarts", "1", "--no-python", "/bin/false")
+        assert job.processes["0"].wait(60.0) == 1
+        assert job.marked() == []
+
+
+def test_another_backend_is_refused_before_anything_starts() -> None:
+    with shm_dir() as shm, agents() as job:
+        start(job, str(shm / "memory"), "--rdzv-backend", "c10d")
+        assert job.processes["0"].wait(60.0) == 2
+        assert "leave the option away" in job.log("0")
+        assert list(shm.iterdir()) == []
