@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -32,20 +32,24 @@ class Agent(local_elastic_agent.LocalElasticAgent):
 
     _pcontext: Any
     _restarting = False
+    _failed: Mapping[int, int] = {}
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
         started = super()._start_workers(worker_group)
-        processes = self._pcontext
+        processes, self._failed = self._pcontext, {}
         end = processes.close
 
         def close(death_sig: signal.Signals | None = None, timeout: int = 30) -> None:
             """torch says nothing, or SIGTERM and 30 s, where trainers are to be replaced: there is nothing to wait for."""
+            if death_sig is None:  # a trainer has failed, and torch ends the others before it tells anybody
+                self._failed = exit_codes(processes)
             if death_sig is None or self._restarting:
                 death_sig, timeout = signal.SIGKILL, KILL_S
             end(death_sig, timeout)
 
         processes.close = close
         self._rendezvous_by_daemons.workers = lambda: list(processes.pids().values())
+        self._rendezvous_by_daemons.is_over()  # from now on the daemon ends them should this agent die
         return started  # type: ignore[no-any-return]
 
     def _stop_workers(self, *arguments: Any, **named: Any) -> None:
@@ -59,7 +63,7 @@ class Agent(local_elastic_agent.LocalElasticAgent):
         result: RunResult = super()._monitor_workers(worker_group)
         if result.state not in (WorkerState.FAILED, WorkerState.UNHEALTHY):
             return result
-        said, by_signal = describe(result)
+        said, by_signal = self._first_failure(result)
         certain = by_signal or worker_group.group_world_size == 1
         if self._rendezvous_by_daemons.is_over(0.0 if certain else BLAME_S):
             return RunResult(
@@ -68,6 +72,20 @@ class Agent(local_elastic_agent.LocalElasticAgent):
         self._rendezvous_by_daemons.blame(said)
         return result
 
+    def _first_failure(self, result: RunResult) -> tuple[str, bool]:
+        """What began it in words, and whether that was a death by a signal: where one rank is killed, others fail."""
+        if not self._failed:
+            return f"the trainers are {result.state.name.lower()}", False
+        local = min(self._failed, key=lambda rank: (self._failed[rank] > 0, rank))
+        rank, code = self._worker_group.workers[local].global_rank, self._failed[local]
+        if code > 0:
+            return f"rank {rank} ended with exit code {code}", False
+        try:
+            name = signal.Signals(-code).name
+        except ValueError:
+            name = f"signal {-code}"
+        return f"rank {rank} was ended by {name}", True
+
     @property
     def _rendezvous_by_daemons(self) -> CkptdRendezvous:
         handler = self._worker_group.spec.rdzv_handler
@@ -75,18 +93,15 @@ class Agent(local_elastic_agent.LocalElasticAgent):
         return handler
 
 
-def describe(result: RunResult) -> tuple[str, bool]:
-    """The first failure in words, and whether it was a death by a signal. torch lists what it killed itself after it."""
-    rank, failure = next(iter(result.failures.items()), (None, None))
-    if failure is None:
-        return f"the trainers are {result.state.name.lower()}", False
-    if failure.exitcode >= 0:
-        return f"rank {rank} ended with exit code {failure.exitcode}", False
-    try:
-        name = signal.Signals(-failure.exitcode).name
-    except ValueError:
-        name = f"signal {-failure.exitcode}"
-    return f"rank {rank} was ended by {name}", True
+def exit_codes(processes: Any) -> dict[int, int]:
+    """The exit codes (negative: a signal) of the trainers that have ended, by local rank."""
+    handlers = getattr(processes, "subprocess_handlers", None)
+    if handlers is not None:
+        found = {rank: handler.proc.poll() for rank, handler in handlers.items()}
+    else:
+        forked = getattr(processes, "_pc", None)
+        found = {rank: process.exitcode for rank, process in enumerate(forked.processes)} if forked else {}
+    return {rank: code for rank, code in found.items() if code}
 
 
 def check() -> None:

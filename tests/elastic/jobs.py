@@ -36,6 +36,7 @@ class Agents:
     def __init__(self, folder: Path, mark: str) -> None:
         self.folder, self.mark = folder, mark
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.seen: set[int] = set()
         plugin = folder / "ckptd_plugin-0.dist-info"  # as if the package were installed with its entry point
         plugin.mkdir()
         (plugin / "entry_points.txt").write_text(PLUGIN)
@@ -71,7 +72,7 @@ class Agents:
         ]
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
-    def training(self, world: int, since: float, limit_s: float = START_S) -> dict[int, dict[str, Any]]:
+    def training(self, world: int, since: float) -> dict[int, dict[str, Any]]:
         """Wait until every rank of a world has made a step that began after `since`; the first such of each rank."""
 
         def found() -> dict[int, dict[str, Any]] | None:
@@ -81,19 +82,22 @@ class Agents:
                     first.setdefault(step["rank"], step)
             return first if len(first) == world else None
 
-        return until(found, f"{world} ranks training", limit_s)
+        return self._see(until(found, f"{world} ranks training", START_S))
 
-    def restarted(
-        self, before: dict[int, dict[str, Any]], world: int, limit_s: float = START_S
-    ) -> dict[int, dict[str, Any]]:
-        """Wait until every rank trains in another process than before."""
-        old = {step["pid"] for step in before.values()}
+    def restarted(self, world: int) -> dict[int, dict[str, Any]]:
+        """Wait until every rank trains in a process that has not been seen before."""
 
         def found() -> dict[int, dict[str, Any]] | None:
-            new = {step["rank"]: step for step in self.steps() if step["pid"] not in old and step["world"] == world}
+            new = {
+                step["rank"]: step for step in self.steps() if step["pid"] not in self.seen and step["world"] == world
+            }
             return new if len(new) == world else None
 
-        return until(found, f"{world} new ranks training", limit_s)
+        return self._see(until(found, f"{world} new ranks training", START_S))
+
+    def _see(self, steps: dict[int, dict[str, Any]]) -> dict[int, dict[str, Any]]:
+        self.seen |= {step["pid"] for step in steps.values()}
+        return steps
 
     def family(self, name: str) -> list[psutil.Process]:
         """An agent and all that it started."""
@@ -149,6 +153,13 @@ def agents() -> Iterator[Agents]:
 def over(cluster: Cluster, node: int) -> list[str]:
     """Why rounds have ended, as a collector has recorded it."""
     return [str(entry["reason"]) for entry in cluster.events(node, "round_over")]
+
+
+def formed_after_s(cluster: Cluster, node: int) -> list[float]:
+    """How long it took from each end of a round to the next one, as a collector has recorded it."""
+    formed = {entry["number"]: entry["t"] for entry in cluster.events(node, "round")}
+    ends = {entry["number"]: entry["t"] for entry in cluster.events(node, "round_over")}
+    return [formed[number + 1] - t for number, t in ends.items() if number + 1 in formed]
 
 
 def now() -> float:
