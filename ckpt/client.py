@@ -23,7 +23,7 @@ from ckptd.ckpt.wire.rpc import LOCAL, MESSAGE_MAX, METHODS, error_of
 from ckptd.ckpt.wire.translate import version_in, version_out
 from ckptd.ckpt.wire.translate_rounds import agent_out, standing_in
 
-TEND_S = 5.0
+TEND_S = 2.0
 """How long a daemon may take to answer an agent, which has trainers to look after."""
 
 

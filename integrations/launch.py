@@ -40,6 +40,7 @@ MAX_RESTARTS = 10
 SHUTDOWN_S = 2
 """What trainers have to end by themselves after Ctrl-C or SIGTERM; torchrun's own 30 s keep a stopped one for as long."""
 _DAEMON_END_S = 10.0
+_SEAL_S = 10.0
 _POLL_S = 0.1
 
 
@@ -140,13 +141,17 @@ def _daemon(settings: Settings) -> Iterator[Callable[[], Client]]:
 
 
 def _let_it_finish(settings: Settings) -> None:
-    """Wait until the daemon has written what it is persisting. Ctrl-C ends the wait."""
-    said = False
+    """Wait until the daemon has sealed the last step and written what is to be written. Ctrl-C ends the wait."""
+    if not (settings.storage and settings.persist_every):
+        return
+    sealed_by = time.monotonic() + _SEAL_S
+    log.info("the job is done; its last steps go to storage")
     with contextlib.suppress(DaemonUnavailable), contextlib.closing(Client(settings.where(), settings.job)) as client:
-        while client.document("Status").get("persisting"):
-            if not said:
-                log.warning("the job is done; waiting until its last step is on storage")
-            said = True
+        while True:
+            status = client.document("Status")
+            unsealed = status.get("captured") != status.get("sealed") and time.monotonic() < sealed_by
+            if not (unsealed or status.get("persisting")):
+                return
             time.sleep(_POLL_S)
 
 

@@ -42,6 +42,7 @@ _POLL_S = 0.02
 _CONNECT_S = 0.5
 _STORE_S = 30.0
 _STORE_GONE_S = 5.0
+_RECONNECT_S = 5.0
 _LINGER_S = 5.0
 
 
@@ -61,6 +62,7 @@ class CkptdRendezvous(RendezvousHandler):
         self._was_member = False
         self._reason = ""
         self._said = ""
+        self._reconnects_at = 0.0
         self._listener: socket.socket | None = None
         self._store: TCPStore | None = None
         self.workers: Callable[[], Sequence[int]] = children
@@ -149,7 +151,7 @@ class CkptdRendezvous(RendezvousHandler):
         try:
             stands = self._client.tend(self._agent, workers=self.workers(), wait_s=wait_s)
         except DaemonUnavailable as error:
-            self._say(f"{error}; the trainers go on without it")
+            self._say(f"{error} The trainers go on without it.")
             self._reconnect()
             return Standing("member", place=self._agent.place) if self._agent.place else Standing("wait", str(error))
         if stands.state == "member":
@@ -157,6 +159,10 @@ class CkptdRendezvous(RendezvousHandler):
         return stands
 
     def _reconnect(self) -> None:
+        """Find the daemon again, or have it started: now and then, as that may take long."""
+        if time.monotonic() < self._reconnects_at:
+            return
+        self._reconnects_at = time.monotonic() + _RECONNECT_S
         try:
             client = self._connect()
         except DaemonUnavailable:

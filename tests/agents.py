@@ -76,9 +76,10 @@ class Job:
         return [member.node for member in self.round.members]
 
     def restart(
-        self, node: int, reason: str = "because", isolate: tuple[int, ...] = (), **more: bool
+        self, node: int, reason: str = "because", isolate: tuple[int, ...] = (), *, give_up: bool = False
     ) -> CkptdError | None:
-        problem = self.launches[node].ask(RestartAsked(0, reason, isolate, **more), self.ledger)
+        """Somebody asks the node's daemon for a restart."""
+        problem = self.launches[node].ask(RestartAsked(0, reason, isolate, give_up=give_up), self.ledger)
         self.tell()
         return problem
 

@@ -73,7 +73,7 @@ def test_the_loss_of_the_node_that_hosts_the_store_is_an_ordinary_one() -> None:
 def test_a_spare_waits_while_the_round_is_full_and_takes_the_lost_ones_seat() -> None:
     """The others keep their ranks: their snapshots are where they are."""
     job = running(4, minimum=3)
-    assert (job.members, job.stands(3).state) == ([0, 1, 2], "wait")
+    assert (job.members, job.stands(3).state) == ([0, 1, 2], "spare")
     assert "all 3 that it takes" in job.stands(3).reason
     job.lost = {1}
     job.tell()
@@ -128,7 +128,7 @@ def test_an_isolated_node_is_out_and_stays_out_until_it_is_let_in() -> None:
     assert job.stands(1, "agent-1b").state == "isolated"
     assert job.launches[0].ask(RestartAsked(0, "replaced", admit=(1,)), job.ledger) is None
     job.tell()
-    assert job.stands(1, "agent-1b").state == "wait"
+    assert job.stands(1, "agent-1b").state == "spare"
     assert job.round.runs
 
 
@@ -218,11 +218,12 @@ def test_a_second_agent_of_a_node_is_refused_while_the_first_lives() -> None:
 def test_an_agent_that_cannot_be_watched_is_gone_when_it_is_silent() -> None:
     half = Launch(0, 1)
     half.came(AgentCame(1, Agent("a", 1, "h", 1, 1, 1), pid=0), Ledger(0, "b", 1, nodes=1), 0.0)
-    half.tick(SILENT_S - 1)
-    assert half.agent
-    assert not half.agent.ended
-    half.tick(SILENT_S)
-    assert half.agent.ended == "gone"
+    ended = []
+    for now in (SILENT_S - 1, SILENT_S):
+        half.tick(now)
+        assert half.agent
+        ended.append(half.agent.ended)
+    assert ended == ["", "gone"]
 
 
 def test_more_nodes_than_the_job_has_are_refused() -> None:

@@ -12,7 +12,7 @@ import sys
 
 import pytest
 from tests.cluster import Cluster, until
-from tests.elastic.jobs import TORCHRUN, Agents, agents, formed_after_s, now, over
+from tests.elastic.jobs import RUN, TORCHRUN, Agents, agents, formed_after_s, now, over
 from tests.payload import JOB
 
 from ckptd.ckpt.rounds import GIVEN_UP_EXIT, ISOLATED_EXIT
@@ -23,19 +23,20 @@ REFORM_S = 2.0
 NODES = ("--nnodes", "2", "--nproc-per-node", "2")
 
 
-def start(job: Agents, cluster: Cluster, *nodes: int, options: tuple[str, ...] = (), **more: list[str]) -> None:
+def start(job: Agents, cluster: Cluster, *nodes: int, command: list[str] = RUN) -> None:
+    warm = ("--warm-workers",) if command is RUN else ()
     for node in nodes:
-        job.start(f"{node}", cluster.run_dir(node), *NODES, *options, **more)
+        job.start(f"{node}", cluster.run_dir(node), *NODES, *warm, command=command)
 
 
 def test_two_nodes_and_a_spare_survive_a_killed_rank_a_stopped_one_and_the_loss_of_the_first_node() -> None:
     """The first node has rank 0, the round's store and the collector; no other agent ends, and all end well."""
     with Cluster(3, parity=1) as cluster, agents() as job:
         begun = now()
-        start(job, cluster, 0, 1, options=("--warm-workers",))
+        start(job, cluster, 0, 1)
         first = job.training(4, begun)
         assert [first[rank]["node"] for rank in range(4)] == ["0", "0", "1", "1"]
-        start(job, cluster, 2, options=("--warm-workers",))
+        start(job, cluster, 2)
         until(lambda: "a place: round 1 has all 2" in job.log("2"), "the spare waiting", 60.0)
 
         os.kill(first[3]["pid"], signal.SIGKILL)

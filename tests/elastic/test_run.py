@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 from tests.cluster import shm_dir, until
-from tests.elastic.jobs import Agents, agents, now
+from tests.elastic.jobs import RUN, Agents, agents, now
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
@@ -69,3 +71,10 @@ def test_another_backend_is_refused_before_anything_starts() -> None:
         assert job.processes["0"].wait(60.0) == 2
         assert "leave the option away" in job.log("0")
         assert list(shm.iterdir()) == []
+
+
+def test_its_help_is_torchruns_with_what_is_ckptds() -> None:
+    done = subprocess.run([sys.executable, *RUN, "--help"], capture_output=True, text=True, timeout=60.0, check=True)
+    assert done.stdout.startswith("usage: ckptd run ")
+    assert "--nproc-per-node" in done.stdout
+    assert "--warm-workers" in done.stdout
