@@ -191,7 +191,9 @@ def standing(ledger: Ledger | None, node: int, agent: Agent) -> Standing:
     if round_ is not None and me in round_.members:
         if not round_.runs:
             return Standing("over", round_.over)
-        if place is None or (place.number, place.key) != round_.order:  # what is found again may lack members
+        if place is None or (place.number, place.key) != round_.order:
+            if len(round_.members) < round_.size:  # found again in part: who is before us is not known
+                return Standing("wait", f"the members of round {round_.number} to be found again")
             place = Place(round_.number, round_.key, round_.members.index(me), round_.size)
         return Standing("member", place=place, host=round_.host, port=round_.port)
     if place is None:
