@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -106,8 +107,7 @@ class Agents:
 
     def kill(self, name: str) -> None:
         """SIGKILL an agent with all its trainers, as a dying machine does."""
-        for process in self.family(name):
-            process.kill()
+        kill_but_trackers(self.family(name))
         self.processes.pop(name).wait()
 
     def kill_alone(self, name: str) -> None:
@@ -120,16 +120,22 @@ class Agents:
         (self.folder / "stop").touch()
         return {name: process.wait(START_S) for name, process in self.processes.items()}
 
-    def marked(self) -> list[int]:
+    def marked(self) -> list[psutil.Process]:
         """The processes of this job that live."""
         found = []
         for process in psutil.process_iter():
-            try:
+            with contextlib.suppress(psutil.Error):
                 if process.environ().get(MARK) == self.mark and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process.pid)
-            except psutil.Error:
-                continue
+                    found.append(process)
         return found
+
+
+def kill_but_trackers(processes: list[psutil.Process]) -> None:
+    """SIGKILL all but Python's resource trackers: those end by themselves, and take along the semaphores in /dev/shm."""
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            if not any("resource_tracker" in word for word in process.cmdline()):
+                process.kill()
 
 
 @contextmanager
@@ -144,6 +150,8 @@ def agents() -> Iterator[Agents]:
             print(f"---- {name}\n{(folder / name).read_text(errors='replace')[-4000:]}")
         raise
     finally:
+        kill_but_trackers(made.marked())
+        psutil.wait_procs(made.marked(), timeout=5.0)
         sweep(mark)
         for process in made.processes.values():
             process.wait(10.0)
