@@ -36,6 +36,8 @@ from ckptd.integrations.rendezvous import BACKEND, CkptdRendezvous
 
 log = logging.getLogger(__name__)
 
+OWN_BACKEND = "ckptd-run"
+"""The plug-in's backend by another name, which does not leave behind the daemons that it starts."""
 MAX_RESTARTS = 10
 SHUTDOWN_S = 2
 """What trainers have to end by themselves after Ctrl-C or SIGTERM; torchrun's own 30 s keep a stopped one for as long."""
@@ -96,7 +98,7 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _launch(arguments: argparse.Namespace, connect: Callable[[], Client]) -> None:
-    arguments.rdzv_backend, arguments.standalone = BACKEND, False
+    arguments.rdzv_backend, arguments.standalone = OWN_BACKEND, False
     del arguments.master_addr  # torchrun warns that nothing but its static backend has a use for it
     config, command, command_arguments = config_from_args(arguments)
     if arguments.warm_workers:
@@ -104,8 +106,7 @@ def _launch(arguments: argparse.Namespace, connect: Callable[[], Client]) -> Non
         command = warm.run_module if arguments.module else warm.run_script
         command_arguments = [arguments.training_script, *arguments.training_script_args]
         warm.start_server()
-    rendezvous_handler_registry._registry.pop(BACKEND, None)  # noqa: SLF001 - the plugin's, which starts daemons that outlive us
-    rendezvous_handler_registry.register(BACKEND, lambda parameters: CkptdRendezvous(parameters, connect))
+    rendezvous_handler_registry.register(OWN_BACKEND, lambda parameters: CkptdRendezvous(parameters, connect))
     with agent.installed():
         record(launcher.elastic_launch(config, command))(*command_arguments)
 
@@ -130,7 +131,7 @@ def _daemon(settings: Settings) -> Iterator[Callable[[], Client]]:
             _let_it_finish(settings)
         done = True
     except SystemExit as ending:
-        leave_it = ending.code == ISOLATED_EXIT
+        leave_it, done = ending.code == ISOLATED_EXIT, not ending.code  # 0: a spare of a job that others have finished
         raise
     finally:
         if own and leave_it:
@@ -167,9 +168,9 @@ def _stop(own: list[subprocess.Popen[bytes]], settings: Settings, *, done: bool)
             daemon.kill()
             daemon.wait()
     memory = settings.config().segment_dir
-    if done:
+    if done or not any(memory.glob("rank-*")):
         shutil.rmtree(memory, ignore_errors=True)
-    elif memory.is_dir():
+    else:
         log.warning("snapshots stay in %s: the same command goes on from them", memory)
 
 

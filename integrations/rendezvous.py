@@ -51,7 +51,7 @@ class CkptdRendezvous(RendezvousHandler):
 
     def __init__(self, parameters: RendezvousParameters, connect: Callable[[], Client]) -> None:
         """`connect` returns a client of the node's daemon, and may start that. Raises UsageError, DaemonUnavailable."""
-        self._run_id = parameters.run_id
+        self._backend, self._run_id = parameters.backend, parameters.run_id
         self._join_s = _seconds(parameters, "join_timeout", JOIN_S)
         last_call_s = min(_seconds(parameters, "last_call_timeout", LAST_CALL_S), LAST_CALL_MAX_S)
         self._connect, self._client = connect, connect()
@@ -71,7 +71,7 @@ class CkptdRendezvous(RendezvousHandler):
     # ---- torch's interface --------------------------------------------------------------------------
 
     def get_backend(self) -> str:
-        return BACKEND
+        return self._backend
 
     @property
     def use_agent_store(self) -> bool:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -54,9 +54,13 @@ class Agents:
             "PYTHONPATH": os.pathsep.join([str(folder), kept.get("PYTHONPATH", "")]),
         }
 
-    def start(self, name: str, run_dir: Path, *options: str, command: list[str] = RUN, **more: str) -> None:
-        """Start an agent that finds its daemon at `run_dir`."""
-        line = [sys.executable, *command, *options, str(WORKER), str(self.folder)]
+    def start(
+        self, name: str, run_dir: Path, *options: str, command: list[str] = RUN, script: Sequence[str] | None = None,
+        **more: str,
+    ) -> None:  # fmt: skip
+        """Start an agent that finds its daemon at `run_dir`; its trainers run `worker.py`, or another script."""
+        trainer = (str(WORKER), str(self.folder)) if script is None else script
+        line = [sys.executable, *command, *options, *trainer]
         environment = self.environment | {"CKPTD_RUN_DIR": str(run_dir)} | more
         with (self.folder / f"log-{name}").open("ab") as log:
             self.processes[name] = subprocess.Popen(

@@ -30,7 +30,7 @@ def test_a_job_on_one_machine_starts_its_daemon_and_takes_it_along() -> None:
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_job_leaves_its_memory_and_no_process(how: signal.Signals) -> None:
+def test_an_interrupted_job_leaves_no_process(how: signal.Signals) -> None:
     """Also a stopped trainer is ended, within the 2 s that it has for that."""
     with shm_dir() as shm, agents() as job:
         begun = now()
@@ -40,8 +40,33 @@ def test_an_interrupted_job_leaves_its_memory_and_no_process(how: signal.Signals
         job.processes["0"].send_signal(how)
         assert job.processes["0"].wait(20.0) == 128 + how
         assert job.marked() == []
-        assert (shm / "memory").is_dir()
-        assert "snapshots stay in" in job.log("0")
+        assert list(shm.iterdir()) == []  # these trainers have captured nothing
+
+
+def test_the_snapshots_of_an_interrupted_job_stay_for_the_next_start() -> None:
+    """The same command goes on from them; here with a module as script, forked warm."""
+    with shm_dir() as shm, agents() as job:
+        steps = ("-m", "ckptd.examples.train_gpt", "--layers", "1", "--width", "16", "--steps")
+        for count, end in (("100000", signal.SIGINT), ("1", None)):
+            job.start(
+                "0",
+                job.folder / "n0",
+                *steps,
+                count,
+                script=(),
+                OMP_NUM_THREADS="1",
+                CKPTD_SEGMENT_DIR=str(shm / "memory"),
+            )
+            if end is not None:
+                until(lambda: "step step=3 " in job.log("0"), "three steps", 60.0)
+                job.processes["0"].send_signal(end)
+                assert job.processes["0"].wait(30.0) == 128 + end
+                assert "snapshots stay in" in job.log("0")
+                assert list((shm / "memory").glob("rank-*"))
+        assert job.processes["0"].wait(60.0) == 0
+        assert (
+            max(int(line.split("=")[1]) for line in job.log("0").splitlines() if line.startswith("restored step=")) >= 3
+        )
 
 
 def test_trainers_whose_agent_was_killed_do_not_train_on() -> None:
