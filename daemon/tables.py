@@ -59,12 +59,23 @@ def status(content: dict[str, Any]) -> RenderableType:
         ),
         ("snapshots skipped", str(content["skipped"])),
         ("waited for a slot", f"{content['waited']['count']} times, {content['waited']['seconds']:.1f} s in all"),
+        *_launch(content.get("launch")),
     )
     problem = [Text(content["reason"], style="red")] if content["reason"] else []
     moved = [_transfers(content["transfers"])] if content.get("transfers") else []
     groups = content["groups"]
     lines = [Text(line, style="" if groups["rule_kept"] else "red") for line in groups["lines"]]
     return Group(table, facts, *lines, *moved, *problem)
+
+
+def _launch(launch: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """The round of agents, where there are any."""
+    if not launch or not (launch["round"] or launch["isolated"]):
+        return []
+    members = ", ".join(map(str, launch["members"]))
+    why = f" ({launch['reason']})" if launch["reason"] else ""
+    lines = [("launch round", f"{launch['round']} {launch['state']}: nodes {members}{why}")]
+    return lines + [(f"node {row['node']} is isolated", row["reason"]) for row in launch["isolated"]]
 
 
 def _lag(sealing: dict[str, Any]) -> str:
