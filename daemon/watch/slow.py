@@ -1,0 +1,208 @@
+"""Slow ranks: whose own time makes the others wait, step after step. And slowness that is nobody's fault.
+
+Source: C4's syndrome 4 (late arrival). All ranks of a job take equally long for a step, as they wait for each other: the culprit
+is who waits least, so what is compared is the rank's own time, what it spent not waiting. That needs no common clock, and a
+victim's long waits can't be mistaken for slowness. Ranks of one role do the same work; one that is alone in its role is compared
+with its own past.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+
+from ckptd.daemon.watch.fleet import Flags, Fleet, Floats, recent_own
+from ckptd.daemon.watch.layout import Ints
+from ckptd.daemon.watch.limits import Limits
+from ckptd.daemon.watch.verdicts import Confidence, Syndrome, Verdict, several
+
+PEERS_MIN = 4
+"""So many ranks of a role show what is usual by themselves; fewer are compared over time."""
+PACE_KEPT = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How long steps take, in seconds: lately, and when the job was well."""
+
+    now_s: float
+    usual_s: float
+
+
+class SlowRanks:
+    """Judges each newest step that all ranks have told about. Pure; forgets at a new life."""
+
+    def __init__(self, world: int, limits: Limits) -> None:
+        self._limits = limits
+        self._judged = -1
+        self._found: list[Verdict] = []
+        self._steps: deque[float] = deque(maxlen=PACE_KEPT)
+        self._past: Floats = np.full(world, np.nan)
+        self._own: deque[float] = deque(maxlen=PACE_KEPT)
+        self._roles: Ints = np.zeros(0, np.int64)
+        self._members: list[Ints] = []
+
+    @property
+    def pace(self) -> Pace:
+        """Zeros before the first steps."""
+        if not self._steps:
+            return Pace(0.0, 0.0)
+        known = np.array(self._steps)
+        return Pace(float(np.median(known[-self._limits.window :])), float(np.quantile(known, 0.25)))
+
+    def judge(self, fleet: Fleet, now: float) -> list[Verdict]:
+        """What holds of the newest common step; the same again until there is a newer one."""
+        fresh = fleet.fresh(now)
+        told = fresh & np.isfinite(fleet.rows["step_s"])
+        if 2 * told.sum() <= fleet.layout.world:
+            return []
+        newest = int(fleet.rows["step"][told].min())
+        if newest <= self._judged:
+            return self._found
+        first = fleet.first_step + self._limits.first_steps
+        window = self._limits.window
+        self._judged = newest
+        if newest - window < first:
+            return []
+        own = recent_own(fleet, newest, window)
+        own[:, ~told] = np.nan
+        self._found = self._judge(fleet, own, float(np.median(fleet.rows["step_s"][told])))
+        return self._found
+
+    def _judge(self, fleet: Fleet, own: Floats, step_s: float) -> list[Verdict]:
+        seen = np.isfinite(own).sum(axis=0) >= self._limits.late_of
+        late, bound = np.full(own.shape, np.nan), np.full(own.shape[1], np.inf)
+        for members in self._classes(fleet):
+            ranks = members[seen[members]]
+            if len(ranks) >= PEERS_MIN:
+                late[:, ranks], bound[ranks] = self._among_peers(own[:, ranks])
+            elif len(ranks) > 1:
+                late[:, ranks], bound[ranks] = self._among_few(own[:, ranks])
+            elif len(ranks):
+                late[:, ranks], bound[ranks] = self._with_its_past(own, ranks)
+        with np.errstate(invalid="ignore"):
+            often = (late > bound).sum(axis=0) >= self._limits.late_of
+        suspects = self._apart(late, often, self._classes(fleet))
+        middle = float(np.nanmedian(own)) if seen.any() else np.nan
+        if not suspects.any() and np.isfinite(middle):
+            self._steps.append(step_s)
+            self._own.append(middle)
+            level = np.nanmedian(own[:, seen], axis=0)
+            self._past[seen] = np.where(np.isnan(self._past[seen]), level, 0.95 * self._past[seen] + 0.05 * level)
+        pace = self.pace
+        if suspects.any():
+            return [self._verdict(fleet, suspects, late, bound, pace, step_s)]
+        return self._all_alike(middle, step_s)
+
+    def _classes(self, fleet: Fleet) -> list[Ints]:
+        """The ranks of each role."""
+        roles = fleet.rows["role"].astype(np.int64)
+        if not np.array_equal(roles, self._roles):
+            self._roles = roles
+            self._members = [np.flatnonzero(roles == role) for role in np.unique(roles)]
+        return self._members
+
+    def _among_peers(self, own: Floats) -> tuple[Floats, Floats]:
+        late = own - np.nanmedian(own, axis=1, keepdims=True)
+        mad = float(np.nanmedian(np.abs(late)))
+        return late, np.full(own.shape[1], max(self._limits.late_s, self._limits.late_mads * mad))
+
+    def _among_few(self, own: Floats) -> tuple[Floats, Floats]:
+        """Two or three of a kind: later than the fastest other one, by more than that one changes from step to step."""
+        late, bound = np.empty_like(own), np.empty(own.shape[1])
+        level = np.nanmedian(own, axis=0)
+        for rank in range(own.shape[1]):
+            others = [other for other in range(own.shape[1]) if other != rank]
+            best = min(others, key=lambda other: float(level[other]))
+            late[:, rank] = own[:, rank] - own[:, best]
+            mad = float(np.nanmedian(np.abs(own[:, best] - level[best])))
+            bound[rank] = max(self._limits.late_s, self._limits.late_mads * mad)
+        return late, bound
+
+    def _with_its_past(self, own: Floats, ranks: Ints) -> tuple[Floats, Floats]:
+        """Alone in its role: later than it used to be, while the job's other ranks are not."""
+        past = self._past[ranks]
+        with np.errstate(invalid="ignore"):
+            growth = np.nanmedian(own, axis=0) / self._past
+        rest = np.delete(growth, ranks)
+        rest = rest[np.isfinite(rest)]
+        if not np.isfinite(past).all() or not len(rest):
+            return np.full((own.shape[0], 1), np.nan), np.full(1, np.inf)
+        late = own[:, ranks] - past * max(1.0, float(np.median(rest)))
+        others = np.delete(own, ranks, axis=1)
+        usual = np.nanmedian(others, axis=0)
+        known = np.isfinite(usual) & (usual > 0)
+        spread = np.nanmedian(np.abs(others[:, known] / usual[known] - 1.0))
+        bound = max(self._limits.late_s, self._limits.late_mads * float(spread * past[0]))
+        return late, np.full(1, bound)
+
+    def _apart(self, late: Floats, often: Flags, classes: list[Ints]) -> Flags:
+        """Those of the late ones that stand apart from the latest of the rest of their role."""
+        suspects = np.zeros_like(often)
+        if not often.any():
+            return suspects
+        level = np.full(late.shape[1], np.nan)
+        known = np.isfinite(late).any(axis=0)
+        level[known] = np.nanmedian(late[:, known], axis=0)
+        for members in classes:
+            mine = members[often[members]]
+            rest = members[~often[members] & np.isfinite(level[members])]
+            latest = max(0.0, float(level[rest].max())) if len(rest) else 0.0
+            chosen = mine[level[mine] > self._limits.apart * latest]
+            if 2 * len(chosen) <= len(members) or len(members) == 1:
+                suspects[chosen] = True
+        return suspects
+
+    def _verdict(
+        self, fleet: Fleet, suspects: Flags, late: Floats, bound: Floats, pace: Pace, step_s: float
+    ) -> Verdict:
+        ranks = tuple(map(int, np.flatnonzero(suspects)))
+        level = np.nanmedian(late[:, suspects], axis=0)
+        worst = int(np.argmax(level))
+        rest = ~suspects & np.isfinite(late).any(axis=0)
+        role = fleet.rows["role"] == fleet.rows["role"][ranks[worst]]
+        others = late[:, rest & role]
+        next_late = max(0.0, float(np.nanmedian(others, axis=0).max())) if others.size else 0.0
+        gap = float(level[worst]) - next_late
+        loss = max(0.0, min(gap, step_s - pace.usual_s)) if pace.usual_s else gap
+        limit = float(bound[ranks[worst]])
+        often = int((late[:, ranks[worst]] > limit).sum())
+        return Verdict(
+            Syndrome.NON_COMMUNICATION_SLOW,
+            f"{several(ranks, 'rank')}: in {often} of {late.shape[0]} steps the own work took {level[worst] * 1e3:.0f} ms longer "
+            f"than that of its peers, more than {limit * 1e3:.0f} ms; the job loses {loss * 1e3:.0f} ms a step",
+            ranks=ranks,
+            nodes=tuple(sorted({int(fleet.layout.node_of[rank]) for rank in ranks})),
+            confidence=Confidence.LIKELY,
+            loss_s=loss,
+            evidence=(
+                ("late_s", float(level[worst])),
+                ("limit_s", limit),
+                ("step_s", step_s),
+                ("usual_s", pace.usual_s),
+            ),
+        )
+
+    def _all_alike(self, own: float, step_s: float) -> list[Verdict]:
+        """The steps of the whole job take longer, and nobody's stand out."""
+        pace = self.pace
+        newest = list(self._steps)[-self._limits.window :]
+        slow = sum(step > self._limits.all_alike * pace.usual_s for step in newest)
+        if slow < self._limits.late_of or step_s <= self._limits.all_alike * pace.usual_s:
+            return []
+        usual_own = float(np.quantile(np.array(self._own), 0.25))
+        more_work = own - usual_own > (step_s - pace.usual_s) / 2
+        why = (
+            "all ranks work longer by themselves: input, storage or the model" if more_work else "all ranks wait longer"
+        )
+        return [
+            Verdict(
+                Syndrome.NOBODY,
+                f"steps take {step_s:.2f} s instead of {pace.usual_s:.2f} s, and no rank stands out: {why}",
+                loss_s=step_s - pace.usual_s,
+                confidence=Confidence.GUESS,
+                evidence=(("step_s", step_s), ("usual_s", pace.usual_s), ("own_s", own), ("usual_own_s", usual_own)),
+            )
+        ]
