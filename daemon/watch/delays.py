@@ -26,18 +26,18 @@ COST_MAX = 1e3
 DEAD_AFTER = 2
 """Attempts in a row that failed."""
 
-Cells = tuple[Ints, Ints, Floats]
-"""Receivers, senders and the relative cost, one for each measured link."""
+Cells = tuple[Ints, Ints, Floats, float]
+"""Receivers, senders and the relative cost, one for each measured link; and from which cost on a link is slow."""
 
 
 class Delays:
-    """The newest samples of every link, at most `window` of each kind. Pure."""
+    """The newest samples of every link, at most `link_window` of each kind. Pure."""
 
     def __init__(self, nodes: int, limits: Limits) -> None:
         self._nodes, self._limits = nodes, limits
         self._place: npt.NDArray[np.int32] = np.full((len(Kind), nodes, nodes), -1, np.int32)
-        self._cost = np.zeros((0, limits.window), np.float32)
-        self._at = np.zeros((0, limits.window), np.float64)
+        self._cost = np.zeros((0, limits.link_window), np.float32)
+        self._at = np.zeros((0, limits.link_window), np.float64)
         self._count = np.zeros(0, np.int64)
         self._key = np.zeros((0, 3), np.int64)
         self._used = 0
@@ -64,7 +64,7 @@ class Delays:
         places = self._places(kinds, receivers, senders)
         for turn in _turns(places):
             chosen = places[turn]
-            slot = self._count[chosen] % self._limits.window
+            slot = self._count[chosen] % self._limits.link_window
             self._cost[chosen, slot], self._at[chosen, slot] = cost[turn], now
             self._count[chosen] += 1
 
@@ -86,25 +86,28 @@ class Delays:
         return bool(self._tried[receiver, sender] >= when)
 
     def cells(self, now: float) -> Cells:
-        """Every link with enough samples, and what 8 of its newest 10 cost at least, relative to the median of their kind."""
+        """Every link with enough samples, and what most of its newest samples cost at least, relative to the median of their kind."""
         used = self._used
         recent = now - self._at[:used] <= self._limits.frame_s
-        enough = (np.minimum(self._count[:used], recent.sum(axis=1))) >= self._limits.window
+        enough = (np.minimum(self._count[:used], recent.sum(axis=1))) >= self._limits.link_window
         if not enough.any():
-            return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0)
+            return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0), self._limits.hot
         key, ordered = self._key[:used][enough], np.sort(self._cost[:used][enough], axis=1)
-        low = ordered[:, self._limits.window - self._limits.late_of].astype(np.float64)
-        middle = ordered[:, self._limits.window // 2].astype(np.float64)
-        ratio = np.empty(len(key))
+        low = ordered[:, self._limits.link_window - self._limits.link_of].astype(np.float64)
+        middle = ordered[:, self._limits.link_window // 2].astype(np.float64)
+        ratio, spread = np.empty(len(key)), 0.0
         for kind in np.unique(key[:, 0]):
             same = key[:, 0] == kind
             usual = np.median(middle[same])
-            ratio[same] = low[same] / usual if np.isfinite(usual) else 1.0
+            ratio[same] = np.clip(low[same] / usual, 1.0 / COST_MAX, COST_MAX) if np.isfinite(usual) else 1.0
+            level = np.log(ratio[same])
+            spread = max(spread, float(np.median(np.abs(level - np.median(level)))))
         code = key[:, 1] * self._nodes + key[:, 2]
         links, inverse = np.unique(code, return_inverse=True)
         worst = np.zeros(len(links))
-        np.maximum.at(worst, inverse.ravel(), np.minimum(ratio, COST_MAX))
-        return links // self._nodes, links % self._nodes, worst
+        np.maximum.at(worst, inverse.ravel(), ratio)
+        bound = max(self._limits.hot, float(np.exp(self._limits.late_mads * spread)))
+        return links // self._nodes, links % self._nodes, worst, bound
 
     def _places(self, kinds: Ints, receivers: Ints, senders: Ints) -> Ints:
         """Where the samples of each (kind, link) are kept; new ones get a place."""
@@ -120,7 +123,7 @@ class Delays:
 
     def _grow(self) -> None:
         more = max(64, len(self._count))
-        window = self._limits.window
+        window = self._limits.link_window
         self._cost = np.concatenate([self._cost, np.zeros((more, window), np.float32)])
         self._at = np.concatenate([self._at, np.full((more, window), -np.inf)])
         self._count = np.concatenate([self._count, np.zeros(more, np.int64)])
@@ -129,26 +132,26 @@ class Delays:
 
 def slow_links(cells: Cells, nodes: int, limits: Limits) -> list[Verdict]:
     """Hot rows, hot columns, and the hot cells that these do not explain."""
-    receivers, senders, ratio = cells
-    hot = ratio > limits.hot
+    receivers, senders, ratio, bound = cells
+    hot = ratio > bound
     if not hot.any():
         return []
-    value = np.log(np.maximum(ratio, 1e-3))
+    value = np.log(ratio)
     rows, columns = _polish(receivers, senders, value, nodes)
-    hot_rows = _hot_lines(receivers, hot, rows, nodes, limits)
-    hot_columns = _hot_lines(senders, hot, columns, nodes, limits)
+    hot_rows = _hot_lines(receivers, hot, rows > np.log(bound), limits)
+    hot_columns = _hot_lines(senders, hot, columns > np.log(bound), limits)
     explained = np.where(hot_rows[receivers], rows[receivers], 0.0) + np.where(
         hot_columns[senders], columns[senders], 0.0
     )
-    left = (value - explained > np.log(limits.hot)) & ~(hot_rows[receivers] & hot_columns[senders])
+    left = (value - explained > np.log(bound)) & ~(hot_rows[receivers] & hot_columns[senders])
     found = [_line(int(node), rows, columns, hot_rows, hot_columns) for node in np.flatnonzero(hot_rows | hot_columns)]
     for cell in np.flatnonzero(left):
         receiver, sender = int(receivers[cell]), int(senders[cell])
         found.append(
             Verdict(
                 Syndrome.COMMUNICATION_SLOW,
-                f"the link from node {sender} to node {receiver} {_times(float(np.exp(value[cell] - explained[cell])))}; "
-                "the other links of both do not",
+                f"what goes from node {sender} to node {receiver} {_times(float(np.exp(value[cell] - explained[cell])))}; "
+                "the other links of both are well",
                 nodes=tuple(sorted((receiver, sender))),
                 links=((receiver, sender),),
                 evidence=(("times", float(ratio[cell])),),
@@ -192,10 +195,11 @@ def _medians(line: Ints, value: Floats, nodes: int) -> Floats:
     return np.where(counts > 0, value[order][np.minimum(middle, len(value) - 1)], 0.0)
 
 
-def _hot_lines(line: Ints, hot: Flags, effect: Floats, nodes: int, limits: Limits) -> Flags:
-    cells = np.bincount(line, minlength=nodes)
-    share = np.bincount(line, weights=hot, minlength=nodes)
-    lines: Flags = (cells >= 2) & (share > limits.hot_share * cells) & (effect > np.log(limits.hot))
+def _hot_lines(line: Ints, hot: Flags, shared: Flags, limits: Limits) -> Flags:
+    """The lines most of whose cells are hot, and that have it in common."""
+    cells = np.bincount(line, minlength=len(shared))
+    share = np.bincount(line, weights=hot, minlength=len(shared))
+    lines: Flags = (cells >= 2) & (share > limits.hot_share * cells) & shared
     return lines
 
 

@@ -99,7 +99,7 @@ def hangs(fleet: Fleet, delays: Delays, now: float, iteration_s: float, limits: 
     gone = fleet.rows["process"] == Process.GONE
     quiet = fleet.silence(now)[fleet.layout.node_of] > limits.fresh_s
     patience = np.where(stood > limit, limit, limits.busy_hang * limit)
-    since = np.where(stood > limit, stood, now - np.median(fleet.moved))
+    since = np.where(stood > limit, stood, np.minimum(now - np.median(fleet.moved), now - fleet.phased))
     guilty = ends & ~excused & ~(quiet & ~gone) & (since > patience)
     found = [_missing(fleet, guilty, now, limit)] if guilty.any() else []
     if circle.any() and not (circle & excused).any():

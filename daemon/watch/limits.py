@@ -47,8 +47,11 @@ class Limits:
     """The whole job is slow when its steps take so many times what they took."""
 
     hot: float = 1.5
-    """A link is slow whose transfers take so many times the usual, in `late_of` of `window` samples (C4, delay matrix)."""
+    link_of: int = 16
+    link_window: int = 20
+    """A link is slow whose transfers take so many times the usual, in `link_of` of `link_window` samples (C4, delay matrix; twice
+    as many as of steps, as others' traffic comes in bursts of seconds)."""
     hot_share: float = 0.5
     """A row or a column is hot when more than this share of its cells is."""
-    frame_s: float = 120.0
-    """What was measured on a link before that is forgotten."""
+    frame_s: float = 45.0
+    """A link that was measured less often than that lets it fill its window is not judged: it may have changed since."""

@@ -2,8 +2,8 @@
 
 Source: C4's syndrome 4 (late arrival). All ranks of a job take equally long for a step, as they wait for each other: the culprit
 is who waits least, so what is compared is the rank's own time, what it spent not waiting. That needs no common clock, and a
-victim's long waits can't be mistaken for slowness. Ranks of one role do the same work; one that is alone in its role is compared
-with its own past.
+victim's long waits can't be mistaken for slowness. Ranks of one role do the same work; where a role is all on one node, its
+ranks are compared with their own past.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from ckptd.daemon.watch.verdicts import Confidence, Syndrome, Verdict, several
 PEERS_MIN = 4
 """So many ranks of a role show what is usual by themselves; fewer are compared over time."""
 PACE_KEPT = 256
+LEARNT = 0.05
+"""The part of the newest step in what is known of the past."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,8 @@ class SlowRanks:
 
     def _judge(self, fleet: Fleet, own: Floats, step_s: float) -> list[Verdict]:
         seen = np.isfinite(own).sum(axis=0) >= self._limits.late_of
+        if not seen.any():
+            return []
         late, bound = np.full(own.shape, np.nan), np.full(own.shape[1], np.inf)
         for members in self._classes(fleet):
             ranks = members[seen[members]]
@@ -80,21 +84,29 @@ class SlowRanks:
                 late[:, ranks], bound[ranks] = self._among_peers(own[:, ranks])
             elif len(ranks) > 1:
                 late[:, ranks], bound[ranks] = self._among_few(own[:, ranks])
-            elif len(ranks):
-                late[:, ranks], bound[ranks] = self._with_its_past(own, ranks)
-        with np.errstate(invalid="ignore"):
-            often = (late > bound).sum(axis=0) >= self._limits.late_of
-        suspects = self._apart(late, often, self._classes(fleet))
-        middle = float(np.nanmedian(own)) if seen.any() else np.nan
-        if not suspects.any() and np.isfinite(middle):
-            self._steps.append(step_s)
-            self._own.append(middle)
-            level = np.nanmedian(own[:, seen], axis=0)
-            self._past[seen] = np.where(np.isnan(self._past[seen]), level, 0.95 * self._past[seen] + 0.05 * level)
-        pace = self.pace
+        suspects = self._apart(late, self._often(late, bound), self._classes(fleet))
+        before, before_bound = self._with_the_past(own, seen)
+        grown = self._on_one_node(fleet, self._often(before, before_bound), suspects, seen)
+        late[:, grown], bound[grown] = before[:, grown], before_bound[grown]
+        suspects |= grown
         if suspects.any():
-            return [self._verdict(fleet, suspects, late, bound, pace, step_s)]
-        return self._all_alike(middle, step_s)
+            return [self._verdict(fleet, suspects, late, bound, step_s)]
+        self._remember(own, seen, step_s)
+        return self._all_alike(float(np.nanmedian(own)), step_s)
+
+    def _often(self, late: Floats, bound: Floats) -> Flags:
+        with np.errstate(invalid="ignore"):
+            often: Flags = (late > bound).sum(axis=0) >= self._limits.late_of
+        return often
+
+    def _remember(self, own: Floats, seen: Flags, step_s: float) -> None:
+        """Learn what is usual, from the window's oldest step: its newest ones may be the first of something unusual."""
+        self._steps.append(step_s)
+        self._own.append(float(np.nanmedian(own)))
+        oldest = np.where(np.isfinite(own[-1]), own[-1], self._past)
+        first = np.isnan(self._past) & seen
+        self._past[first] = np.nanmedian(own[:, first], axis=0)
+        self._past[seen] += LEARNT * (np.where(np.isnan(oldest), self._past, oldest) - self._past)[seen]
 
     def _classes(self, fleet: Fleet) -> list[Ints]:
         """The ranks of each role."""
@@ -121,22 +133,26 @@ class SlowRanks:
             bound[rank] = max(self._limits.late_s, self._limits.late_mads * mad)
         return late, bound
 
-    def _with_its_past(self, own: Floats, ranks: Ints) -> tuple[Floats, Floats]:
-        """Alone in its role: later than it used to be, while the job's other ranks are not."""
-        past = self._past[ranks]
-        with np.errstate(invalid="ignore"):
-            growth = np.nanmedian(own, axis=0) / self._past
-        rest = np.delete(growth, ranks)
-        rest = rest[np.isfinite(rest)]
-        if not np.isfinite(past).all() or not len(rest):
-            return np.full((own.shape[0], 1), np.nan), np.full(1, np.inf)
-        late = own[:, ranks] - past * max(1.0, float(np.median(rest)))
-        others = np.delete(own, ranks, axis=1)
-        usual = np.nanmedian(others, axis=0)
-        known = np.isfinite(usual) & (usual > 0)
-        spread = np.nanmedian(np.abs(others[:, known] / usual[known] - 1.0))
-        bound = max(self._limits.late_s, self._limits.late_mads * float(spread * past[0]))
-        return late, np.full(1, bound)
+    def _with_the_past(self, own: Floats, seen: Flags) -> tuple[Floats, Floats]:
+        """Later than the rank itself used to be, by more than what has grown for a quarter of all ranks."""
+        known = seen & np.isfinite(self._past) & (self._past > 0)
+        late, bound = np.full(own.shape, np.nan), np.full(own.shape[1], np.inf)
+        if not known.any():
+            return late, bound
+        usual = np.nanmedian(own[:, known], axis=0)
+        growth = max(1.0, float(np.quantile(usual / self._past[known], 0.25)))
+        spread = float(np.nanmedian(np.abs(own[:, known] / usual - 1.0)))
+        late[:, known] = own[:, known] - growth * self._past[known]
+        bound[known] = np.maximum(self._limits.late_s, self._limits.late_mads * spread * self._past[known])
+        return late, bound
+
+    def _on_one_node(self, fleet: Fleet, grown: Flags, suspects: Flags, seen: Flags) -> Flags:
+        """Of a role's ranks that are all late alike, peers show nothing. If they are one node's, it is the node; if they are
+        several nodes', it is what the role does."""
+        nodes = np.unique(fleet.layout.node_of[grown | suspects])
+        if len(nodes) == 1 and (seen & ~grown & ~suspects).any():
+            return grown & ~suspects
+        return np.zeros_like(grown)
 
     def _apart(self, late: Floats, often: Flags, classes: list[Ints]) -> Flags:
         """Those of the late ones that stand apart from the latest of the rest of their role."""
@@ -151,13 +167,11 @@ class SlowRanks:
             rest = members[~often[members] & np.isfinite(level[members])]
             latest = max(0.0, float(level[rest].max())) if len(rest) else 0.0
             chosen = mine[level[mine] > self._limits.apart * latest]
-            if 2 * len(chosen) <= len(members) or len(members) == 1:
+            if 2 * len(chosen) <= len(members):
                 suspects[chosen] = True
         return suspects
 
-    def _verdict(
-        self, fleet: Fleet, suspects: Flags, late: Floats, bound: Floats, pace: Pace, step_s: float
-    ) -> Verdict:
+    def _verdict(self, fleet: Fleet, suspects: Flags, late: Floats, bound: Floats, step_s: float) -> Verdict:
         ranks = tuple(map(int, np.flatnonzero(suspects)))
         level = np.nanmedian(late[:, suspects], axis=0)
         worst = int(np.argmax(level))
@@ -166,6 +180,7 @@ class SlowRanks:
         others = late[:, rest & role]
         next_late = max(0.0, float(np.nanmedian(others, axis=0).max())) if others.size else 0.0
         gap = float(level[worst]) - next_late
+        pace = self.pace
         loss = max(0.0, min(gap, step_s - pace.usual_s)) if pace.usual_s else gap
         limit = float(bound[ranks[worst]])
         often = int((late[:, ranks[worst]] > limit).sum())
