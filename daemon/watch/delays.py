@@ -138,8 +138,9 @@ def slow_links(cells: Cells, nodes: int, limits: Limits) -> list[Verdict]:
         return []
     value = np.log(ratio)
     rows, columns = _polish(receivers, senders, value, nodes)
-    hot_rows = _hot_lines(receivers, hot, rows > np.log(bound), limits)
-    hot_columns = _hot_lines(senders, hot, columns > np.log(bound), limits)
+    warm, half = ratio > np.sqrt(bound), np.log(bound) / 2
+    hot_rows = _hot_lines(receivers, hot, warm, rows > half, limits)
+    hot_columns = _hot_lines(senders, hot, warm, columns > half, limits)
     explained = np.where(hot_rows[receivers], rows[receivers], 0.0) + np.where(
         hot_columns[senders], columns[senders], 0.0
     )
@@ -195,11 +196,10 @@ def _medians(line: Ints, value: Floats, nodes: int) -> Floats:
     return np.where(counts > 0, value[order][np.minimum(middle, len(value) - 1)], 0.0)
 
 
-def _hot_lines(line: Ints, hot: Flags, shared: Flags, limits: Limits) -> Flags:
-    """The lines most of whose cells are hot, and that have it in common."""
-    cells = np.bincount(line, minlength=len(shared))
-    share = np.bincount(line, weights=hot, minlength=len(shared))
-    lines: Flags = (cells >= 2) & (share > limits.hot_share * cells) & shared
+def _hot_lines(line: Ints, hot: Flags, warm: Flags, shared: Flags, limits: Limits) -> Flags:
+    """The lines with a hot cell, most of whose others are warm, halfway to hot, too, and have it in common."""
+    cells, hottest, share = (np.bincount(line, weights=w, minlength=len(shared)) for w in (None, hot, warm))
+    lines: Flags = (cells >= 2) & (hottest > 0) & (share > limits.hot_share * cells) & shared
     return lines
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ckptd.daemon.watch.delays import Delays
-from ckptd.daemon.watch.fleet import Flags, Fleet
+from ckptd.daemon.watch.fleet import Flags, Fleet, Floats
 from ckptd.daemon.watch.layout import Ints
 from ckptd.daemon.watch.limits import Limits
 from ckptd.daemon.watch.observations import NOWHERE, Phase, Process
@@ -22,6 +22,7 @@ ASK_S = 3.0
 """How long the judge waits for the probes that it asks for before it names a whole group."""
 ASKED_MAX = 256
 STUCK = (Process.STOPPED, Process.DEAF)
+Links = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,19 +52,19 @@ def waits(fleet: Fleet) -> Waits:
     for group in np.unique(layout.group[waiting]):
         span = slice(int(layout.starts[group]), int(layout.starts[group + 1]))
         ranks, entered = layout.rank[span], fleet.entered[span]
-        wanted = int(fleet.completed[span][waiting[span]].max())
-        edges.append((ranks[waiting[span]], ranks[entered <= wanted]))
+        behind = entered < int(entered[waiting[span]].max())
+        edges.append((ranks[waiting[span]], ranks[behind]))
         blocked[ranks[waiting[span]]] = True
-        missing[ranks[entered <= wanted]] = True
+        missing[ranks[behind]] = True
     return Waits(blocked, pending & ~waiting, missing, tuple(edges))
 
 
 def culprits(fleet: Fleet, seen: Waits) -> tuple[Flags, Flags]:
     """By rank: where the waits end, and who waits in a circle.
 
-    A rank whose main thread is known to wait nowhere does not wait, whatever is under way in its name.
+    A rank whose main thread is known to wait nowhere, or that holds the GIL, does not wait, whatever is under way in its name.
     """
-    computes = (fleet.rows["waits"] == NOWHERE) & (fleet.rows["process"] != Process.GONE)
+    computes = (fleet.rows["waits"] == NOWHERE) | (fleet.rows["process"] == Process.HELD)
     gone = fleet.rows["process"] == Process.GONE
     in_stuck = np.zeros(fleet.layout.world, bool)
     in_stuck[fleet.layout.rank[seen.held]] = True
@@ -83,31 +84,38 @@ def culprits(fleet: Fleet, seen: Waits) -> tuple[Flags, Flags]:
         circle &= inside
 
 
-def hangs(fleet: Fleet, delays: Delays, now: float, iteration_s: float, limits: Limits) -> tuple[list[Verdict], Ints]:
-    """The verdicts on a job that stands still, and the links, as pairs (receiver, sender), that should be probed first.
+class Hangs:
+    """Judges a job that stands still. Remembers since when each rank is the one that all wait for."""
 
-    Nothing while most ranks move, or while those who are waited for are in a phase that excuses them.
-    """
-    limit = max(limits.hang_s, limits.hang_iterations * iteration_s)
-    nothing = np.zeros((0, 2), np.int64)
-    stood = now - fleet.moved
-    if 2 * int((stood > limit).sum()) <= fleet.layout.world:
-        return [], nothing
-    seen = waits(fleet)
-    ends, circle = culprits(fleet, seen)
-    excused = fleet.excused(now)
-    gone = fleet.rows["process"] == Process.GONE
-    quiet = fleet.silence(now)[fleet.layout.node_of] > limits.fresh_s
-    patience = np.where(stood > limit, limit, limits.busy_hang * limit)
-    since = np.where(stood > limit, stood, np.minimum(now - np.median(fleet.moved), now - fleet.phased))
-    guilty = ends & ~excused & ~(quiet & ~gone) & (since > patience)
-    found = [_missing(fleet, guilty, now, limit)] if guilty.any() else []
-    if circle.any() and not (circle & excused).any():
-        found.append(_circle(fleet, circle, now))
-    if found or (ends & (excused | (quiet & ~gone))).any():
-        return found, nothing  # a collective that others hold up is not judged on its own
-    stuck = _stuck_groups(fleet, seen, excused, stood, limit)
-    return _stuck(fleet, delays, stuck, now, limit) if len(stuck) else ([], nothing)
+    def __init__(self, world: int, limits: Limits) -> None:
+        self._limits = limits
+        self._blamed: Floats = np.full(world, np.inf)
+
+    def judge(self, fleet: Fleet, delays: Delays, now: float, iteration_s: float) -> tuple[list[Verdict], Links]:
+        """The verdicts, and the links, as pairs (receiver, sender), that should be probed before there is one.
+
+        Nothing while most ranks move, or while those who are waited for are in a phase that excuses them.
+        """
+        limit = max(self._limits.hang_s, self._limits.hang_iterations * iteration_s)
+        stood = now - fleet.moved
+        if 2 * int((stood > limit).sum()) <= fleet.layout.world:
+            self._blamed[:] = np.inf
+            return [], ()
+        seen = waits(fleet)
+        ends, circle = culprits(fleet, seen)
+        excused = fleet.excused(now)
+        self._blamed = np.where(ends & ~excused, np.minimum(self._blamed, now), np.inf)
+        gone = fleet.rows["process"] == Process.GONE
+        unheard = (fleet.silence(now)[fleet.layout.node_of] > self._limits.fresh_s) & ~gone
+        busy = now - self._blamed > self._limits.busy_hang * limit
+        guilty = ends & ~excused & ~unheard & ((stood > limit) | busy)
+        found = [_missing(fleet, guilty, now, limit)] if guilty.any() else []
+        if circle.any() and not (circle & excused).any():
+            found.append(_circle(fleet, circle, now))
+        if found or (ends & (excused | unheard)).any():
+            return found, ()  # a collective that others hold up is not judged on its own
+        stuck = _stuck_groups(fleet, seen, excused, stood, limit)
+        return _stuck(fleet, delays, stuck, now, limit) if len(stuck) else ([], ())
 
 
 def _missing(fleet: Fleet, guilty: Flags, now: float, limit: float) -> Verdict:
@@ -117,7 +125,7 @@ def _missing(fleet: Fleet, guilty: Flags, now: float, limit: float) -> Verdict:
     stood = float(now - fleet.moved[first])
     return Verdict(
         Syndrome.NON_COMMUNICATION_HANG,
-        f"{several(ranks, 'rank')} {'has' if len(ranks) == 1 else 'have'} not moved for {stood:.1f} s, more than {limit:.1f} s, "
+        f"{several(ranks, 'rank')}: no movement for {stood:.1f} s, more than {limit:.1f} s, "
         f"and all waits of {max(0, others)} other ranks end there: {_state(fleet, first)}",
         ranks=ranks,
         nodes=_nodes(fleet, ranks),
@@ -152,7 +160,7 @@ def _circle(fleet: Fleet, circle: Flags, now: float) -> Verdict:
     )
 
 
-def _stuck_groups(fleet: Fleet, seen: Waits, excused: Flags, stood: np.ndarray, limit: float) -> Ints:
+def _stuck_groups(fleet: Fleet, seen: Waits, excused: Flags, stood: Floats, limit: float) -> Ints:
     """The groups whose newest collective all have entered, whose members all stand still, and none of them with an excuse."""
     layout = fleet.layout
     chosen = [
@@ -163,7 +171,7 @@ def _stuck_groups(fleet: Fleet, seen: Waits, excused: Flags, stood: np.ndarray, 
     return np.array(chosen, np.int64)
 
 
-def _stuck(fleet: Fleet, delays: Delays, groups: Ints, now: float, limit: float) -> tuple[list[Verdict], Ints]:
+def _stuck(fleet: Fleet, delays: Delays, groups: Ints, now: float, limit: float) -> tuple[list[Verdict], Links]:
     layout = fleet.layout
     members = np.unique(np.concatenate([layout.members(group) for group in groups]))
     odd = _out_of_step(fleet, groups)
@@ -189,13 +197,13 @@ def _stuck(fleet: Fleet, delays: Delays, groups: Ints, now: float, limit: float)
     pairs = _pairs(layout.node_of, [layout.members(group) for group in groups])
     unknown = [pair for pair in pairs if not delays.tried_since(*pair, now - stood + 1.0)]
     if unknown and stood < limit + ASK_S:
-        return [], np.array(unknown[:ASKED_MAX], np.int64)
+        return [], tuple(unknown[:ASKED_MAX])
     ranks = tuple(map(int, layout.members(groups[0]) if len(groups) == 1 else members))
     reason = f"{said}; no link of theirs is down, and no process stands"
     verdict = Verdict(
         Syndrome.COMMUNICATION_HANG, reason, ranks, _nodes(fleet, ranks), confidence=Confidence.GUESS, evidence=numbers
     )
-    return [verdict], np.zeros((0, 2), np.int64)
+    return [verdict], ()
 
 
 def _out_of_step(fleet: Fleet, groups: Ints) -> tuple[int, ...]:

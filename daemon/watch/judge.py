@@ -16,7 +16,7 @@ from ckptd.daemon.watch.clocks import Clocks
 from ckptd.daemon.watch.crash import crashes, lost_nodes
 from ckptd.daemon.watch.delays import Delays, slow_links
 from ckptd.daemon.watch.fleet import Fleet
-from ckptd.daemon.watch.hang import hangs
+from ckptd.daemon.watch.hang import Hangs
 from ckptd.daemon.watch.layout import Layout
 from ckptd.daemon.watch.limits import Limits
 from ckptd.daemon.watch.observations import NodeReport
@@ -77,8 +77,7 @@ class Judge:
         limits, fleet = self.limits, self.fleet
         found = lost_nodes(fleet, self._delays, now, limits) or crashes(fleet, now, limits)
         if not found:
-            found, wanted = hangs(fleet, self._delays, now, self.iteration_s, limits)
-            self.probes = tuple((int(receiver), int(sender)) for receiver, sender in wanted)
+            found, self.probes = self._hangs.judge(fleet, self._delays, now, self.iteration_s)
         if not found:
             found = self._slowness(now)
         return [replace(verdict, epoch=fleet.epoch) for verdict in found]
@@ -86,6 +85,7 @@ class Judge:
     def _begin(self, layout: Layout, epoch: int, now: float) -> None:
         self.fleet = Fleet(layout, epoch, now, self.limits)
         self._delays = Delays(layout.nodes, self.limits)
+        self._hangs = Hangs(layout.world, self.limits)
         self._slow = SlowRanks(layout.world, self.limits)
         self._links: list[Verdict] = []
         self._links_at = -np.inf

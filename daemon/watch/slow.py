@@ -21,6 +21,7 @@ from ckptd.daemon.watch.verdicts import Confidence, Syndrome, Verdict, several
 PEERS_MIN = 4
 """So many ranks of a role show what is usual by themselves; fewer are compared over time."""
 PACE_KEPT = 256
+FEW = 8.0
 LEARNT = 0.05
 """The part of the newest step in what is known of the past."""
 
@@ -78,12 +79,11 @@ class SlowRanks:
         if not seen.any():
             return []
         late, bound = np.full(own.shape, np.nan), np.full(own.shape[1], np.inf)
-        for members in self._classes(fleet):
-            ranks = members[seen[members]]
-            if len(ranks) >= PEERS_MIN:
-                late[:, ranks], bound[ranks] = self._among_peers(own[:, ranks])
-            elif len(ranks) > 1:
-                late[:, ranks], bound[ranks] = self._among_few(own[:, ranks])
+        classes = [ranks for members in self._classes(fleet) if len(ranks := members[seen[members]]) > 1]
+        spread = self._spread(own, classes)
+        for ranks in classes:
+            among = self._among_peers if len(ranks) >= PEERS_MIN else self._among_few
+            late[:, ranks], bound[ranks] = among(own[:, ranks], spread)
         suspects = self._apart(late, self._often(late, bound), self._classes(fleet))
         before, before_bound = self._with_the_past(own, seen)
         grown = self._on_one_node(fleet, self._often(before, before_bound), suspects, seen)
@@ -116,20 +116,28 @@ class SlowRanks:
             self._members = [np.flatnonzero(roles == role) for role in np.unique(roles)]
         return self._members
 
-    def _among_peers(self, own: Floats) -> tuple[Floats, Floats]:
-        late = own - np.nanmedian(own, axis=1, keepdims=True)
-        mad = float(np.nanmedian(np.abs(late)))
+    def _spread(self, own: Floats, classes: list[Ints]) -> float:
+        """By which part of their work the ranks of a role differ, over all roles: a median absolute deviation, made wider
+        where few ranks have shown it, as Student does with few samples."""
+        if not classes:
+            return 0.0
+        parts = [np.abs(own[:, ranks] / _middle(own[:, ranks]) - 1.0).ravel() for ranks in classes]
+        return float(np.nanmedian(np.concatenate(parts))) * (1.0 + FEW / sum(map(len, classes)))
+
+    def _among_peers(self, own: Floats, spread: float) -> tuple[Floats, Floats]:
+        middle = _middle(own)
+        late = own - middle
+        mad = max(float(np.nanmedian(np.abs(late))), spread * float(np.nanmedian(middle)))
         return late, np.full(own.shape[1], max(self._limits.late_s, self._limits.late_mads * mad))
 
-    def _among_few(self, own: Floats) -> tuple[Floats, Floats]:
-        """Two or three of a kind: later than the fastest other one, by more than that one changes from step to step."""
+    def _among_few(self, own: Floats, spread: float) -> tuple[Floats, Floats]:
+        """Two or three of a kind: later than the fastest other one, by more than both differ and that one changes."""
         late, bound = np.empty_like(own), np.empty(own.shape[1])
         level = np.nanmedian(own, axis=0)
         for rank in range(own.shape[1]):
-            others = [other for other in range(own.shape[1]) if other != rank]
-            best = min(others, key=lambda other: float(level[other]))
+            best = min((other for other in range(own.shape[1]) if other != rank), key=lambda other: float(level[other]))
             late[:, rank] = own[:, rank] - own[:, best]
-            mad = float(np.nanmedian(np.abs(own[:, best] - level[best])))
+            mad = max(float(np.nanmedian(np.abs(own[:, best] - level[best]))), 2.0 * spread * float(level[best]))
             bound[rank] = max(self._limits.late_s, self._limits.late_mads * mad)
         return late, bound
 
@@ -141,18 +149,23 @@ class SlowRanks:
             return late, bound
         usual = np.nanmedian(own[:, known], axis=0)
         growth = max(1.0, float(np.quantile(usual / self._past[known], 0.25)))
+        more = max(0.0, float(np.quantile(usual - self._past[known], 0.25)))
         spread = float(np.nanmedian(np.abs(own[:, known] / usual - 1.0)))
-        late[:, known] = own[:, known] - growth * self._past[known]
+        late[:, known] = own[:, known] - np.maximum(growth * self._past[known], self._past[known] + more)
         bound[known] = np.maximum(self._limits.late_s, self._limits.late_mads * spread * self._past[known])
         return late, bound
 
     def _on_one_node(self, fleet: Fleet, grown: Flags, suspects: Flags, seen: Flags) -> Flags:
-        """Of a role's ranks that are all late alike, peers show nothing. If they are one node's, it is the node; if they are
+        """Of a role's ranks that are late alike, most of them, peers show nothing. If they are one node's, it is the node; if they are
         several nodes', it is what the role does."""
-        nodes = np.unique(fleet.layout.node_of[grown | suspects])
-        if len(nodes) == 1 and (seen & ~grown & ~suspects).any():
-            return grown & ~suspects
-        return np.zeros_like(grown)
+        chosen = np.zeros_like(grown)
+        if (seen & ~grown & ~suspects).any():
+            for members in self._classes(fleet):
+                mine = members[grown[members] & ~suspects[members]]
+                most = 2 * (len(mine) + int(suspects[members].sum())) > len(members)
+                if most and len(np.unique(fleet.layout.node_of[mine])) == 1:
+                    chosen[mine] = True
+        return chosen
 
     def _apart(self, late: Floats, often: Flags, classes: list[Ints]) -> Flags:
         """Those of the late ones that stand apart from the latest of the rest of their role."""
@@ -221,3 +234,9 @@ class SlowRanks:
                 evidence=(("step_s", step_s), ("usual_s", pace.usual_s), ("own_s", own), ("usual_own_s", usual_own)),
             )
         ]
+
+
+def _middle(own: Floats) -> Floats:
+    """What is usual in each step, shape (steps, 1)."""
+    middle: Floats = np.nanmedian(own, axis=1, keepdims=True)
+    return middle

@@ -8,7 +8,7 @@ from random import Random
 
 import numpy as np
 from tests.watch.engine import touches
-from tests.watch.faults import Calm, Fault, Ill, Pause
+from tests.watch.faults import LINKS, SLOWS, Calm, Fault, Ill, Pause
 from tests.watch.job import Job, draw_job
 
 from ckptd.daemon.watch.observations import NO_GROUP, Phase
@@ -20,6 +20,7 @@ ALONE = (
 )  # fmt: skip
 SLOWNESS = (Ill.DELAY, Ill.SLOW_CPU, Ill.SLOW_RX, Ill.SLOW_TX, Ill.SLOW_LINK)
 STANDING = (Ill.STOP, Ill.HANG, Ill.HANG_GIL)
+SLOW = SLOWS | LINKS
 WARM_STEPS = 24
 
 
@@ -54,7 +55,8 @@ def draw(seed: int, ranks: tuple[int, int] = (8, 2048)) -> Scenario:
         job = _fitting(job, chosen)
         ills = tuple(made)
     calm = _calm(rng, job, begin, healthy=not ills)
-    horizon = max(60.0, 8.0 * job.step_s + 30.0, 40.0 * job.step_s if any(f.ill in SLOWNESS for f in ills) else 0.0)
+    slow = [30.0 * (job.step_s + fault.delay_s * job.micro) * max(1.0, fault.factor) for fault in ills if fault.ill in SLOWS]
+    horizon = max(60.0, 8.0 * job.step_s + 30.0, *slow)
     return Scenario(seed, job, ills, calm, begin, horizon)
 
 
@@ -77,7 +79,7 @@ def _make(ill: Ill, job: Job, at: float, rng: Random, others: list[Fault]) -> Fa
         rank for fault in others for node in fault.nodes for rank in _on(job, node)
     }
     if _needs(ill) > job.nodes or (ill in {Ill.HANG_LOADER, Ill.DELAY_LOADER} and not _loaders(job, taken)):
-        ill = Ill.HANG
+        ill = Ill.DELAY if ill in SLOW else Ill.HANG
     if ill is Ill.HIDDEN and (job.dp < 4 or job.pp > 1):
         ill = Ill.DELAY
     free = [rank for rank in range(job.ranks) if rank not in taken] or list(range(job.ranks))
