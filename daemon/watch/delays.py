@@ -1,0 +1,218 @@
+"""The delay matrix: what moving bytes costs between each two nodes, and whether a receiver, a sender or a link is slow.
+
+Source: C4's communication latency matrix. Row = receiver, column = sender, cell = link; a cell is the cost relative to the median
+of its kind. Faults that overlap are taken apart by median polish (Tukey, "Exploratory Data Analysis", 1977): what a whole row or
+column shares is its own, what is left over is the link's. Cells that nobody has measured are simply absent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import numpy.typing as npt
+
+from ckptd.daemon.watch.fleet import Flags, Floats
+from ckptd.daemon.watch.layout import Ints
+from ckptd.daemon.watch.limits import Limits
+from ckptd.daemon.watch.observations import Kind, NodeReport
+from ckptd.daemon.watch.verdicts import Confidence, Syndrome, Verdict
+
+VOTE_S = 5.0
+"""For how long an attempt to reach a node says something about it."""
+ROUNDS = 4
+COST_MAX = 1e3
+"""So many times the usual stands for "nothing came"."""
+DEAD_AFTER = 2
+"""Attempts in a row that failed."""
+
+Cells = tuple[Ints, Ints, Floats, float]
+"""Receivers, senders and the relative cost, one for each measured link; and from which cost on a link is slow."""
+
+
+class Delays:
+    """The newest samples of every link, at most `link_window` of each kind. Pure."""
+
+    def __init__(self, nodes: int, limits: Limits) -> None:
+        self._nodes, self._limits = nodes, limits
+        self._place: npt.NDArray[np.int32] = np.full((len(Kind), nodes, nodes), -1, np.int32)
+        self._cost = np.zeros((0, limits.link_window), np.float32)
+        self._at = np.zeros((0, limits.link_window), np.float64)
+        self._count = np.zeros(0, np.int64)
+        self._key = np.zeros((0, 3), np.int64)
+        self._used = 0
+        self._tried = np.full((nodes, nodes), -np.inf, np.float32)
+        self._fails = np.zeros((nodes, nodes), np.int16)
+
+    def hear(self, reports: Iterable[NodeReport], now: float) -> None:
+        """Take the samples that are possible: of the node's own reads, from another node of the job, with a positive cost."""
+        kept = [report.samples[report.samples["receiver"] == report.node] for report in reports if len(report.samples)]
+        if not kept:
+            return
+        new = np.concatenate(kept)
+        with np.errstate(invalid="ignore"):
+            good = (new["sender"] < self._nodes) & (new["sender"] != new["receiver"])
+            good &= (new["kind"] < len(Kind)) & (new["cost"] > 0)
+        new = new[good]
+        receivers, senders, kinds = (new[name].astype(np.int64) for name in ("receiver", "sender", "kind"))
+        cost = new["cost"]
+        self._tried[receivers, senders] = now
+        came = np.isfinite(cost)
+        self._fails[receivers[came], senders[came]] = 0
+        np.add.at(self._fails, (receivers[~came], senders[~came]), 1)
+        np.minimum(self._fails, 1000, out=self._fails)
+        places = self._places(kinds, receivers, senders)
+        for turn in _turns(places):
+            chosen = places[turn]
+            slot = self._count[chosen] % self._limits.link_window
+            self._cost[chosen, slot], self._at[chosen, slot] = cost[turn], now
+            self._count[chosen] += 1
+
+    def votes(self, node: int, speaking: Flags, now: float) -> tuple[int, int]:
+        """How many of the speaking nodes have reached this one lately, and how many have tried in vain; one vote each."""
+        tried = (now - self._tried[:, node] <= VOTE_S) & speaking
+        tried[node] = False
+        failed = tried & (self._fails[:, node] > 0)
+        return int(tried.sum() - failed.sum()), int(failed.sum())
+
+    def dead(self, nodes: Ints, now: float) -> tuple[tuple[int, int], ...]:
+        """The links among these nodes over which nothing has come lately, though it was tried more than once."""
+        block = np.ix_(nodes, nodes)
+        is_dead = (self._fails[block] >= DEAD_AFTER) & (now - self._tried[block] <= 2 * VOTE_S)
+        return tuple((int(nodes[i]), int(nodes[j])) for i, j in np.argwhere(is_dead))
+
+    def tried_since(self, receiver: int, sender: int, when: float) -> bool:
+        """Whether a link was measured after a moment."""
+        return bool(self._tried[receiver, sender] >= when)
+
+    def cells(self, now: float) -> Cells:
+        """Every link with enough samples, and what most of its newest samples cost at least, relative to the median of their kind."""
+        used = self._used
+        recent = now - self._at[:used] <= self._limits.frame_s
+        enough = (np.minimum(self._count[:used], recent.sum(axis=1))) >= self._limits.link_window
+        if not enough.any():
+            return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0), self._limits.hot
+        key, ordered = self._key[:used][enough], np.sort(self._cost[:used][enough], axis=1)
+        low = ordered[:, self._limits.link_window - self._limits.link_of].astype(np.float64)
+        middle = ordered[:, self._limits.link_window // 2].astype(np.float64)
+        ratio, spread = np.empty(len(key)), 0.0
+        for kind in np.unique(key[:, 0]):
+            same = key[:, 0] == kind
+            usual = np.median(middle[same])
+            ratio[same] = np.clip(low[same] / usual, 1.0 / COST_MAX, COST_MAX) if np.isfinite(usual) else 1.0
+            level = np.log(ratio[same])
+            spread = max(spread, float(np.median(np.abs(level - np.median(level)))))
+        code = key[:, 1] * self._nodes + key[:, 2]
+        links, inverse = np.unique(code, return_inverse=True)
+        worst = np.zeros(len(links))
+        np.maximum.at(worst, inverse.ravel(), ratio)
+        bound = max(self._limits.hot, float(np.exp(self._limits.late_mads * spread)))
+        return links // self._nodes, links % self._nodes, worst, bound
+
+    def _places(self, kinds: Ints, receivers: Ints, senders: Ints) -> Ints:
+        """Where the samples of each (kind, link) are kept; new ones get a place."""
+        fresh = np.flatnonzero(self._place[kinds, receivers, senders] < 0)
+        for sample in fresh:
+            key = (kinds[sample], receivers[sample], senders[sample])
+            if self._place[key] < 0:
+                if self._used == len(self._count):
+                    self._grow()
+                self._place[key], self._key[self._used] = self._used, key
+                self._used += 1
+        return self._place[kinds, receivers, senders].astype(np.int64)
+
+    def _grow(self) -> None:
+        more = max(64, len(self._count))
+        window = self._limits.link_window
+        self._cost = np.concatenate([self._cost, np.zeros((more, window), np.float32)])
+        self._at = np.concatenate([self._at, np.full((more, window), -np.inf)])
+        self._count = np.concatenate([self._count, np.zeros(more, np.int64)])
+        self._key = np.concatenate([self._key, np.zeros((more, 3), np.int64)])
+
+
+def slow_links(cells: Cells, nodes: int, limits: Limits) -> list[Verdict]:
+    """Hot rows, hot columns, and the hot cells that these do not explain."""
+    receivers, senders, ratio, bound = cells
+    hot = ratio > bound
+    if not hot.any():
+        return []
+    value = np.log(ratio)
+    rows, columns = _polish(receivers, senders, value, nodes)
+    warm, half = ratio > np.sqrt(bound), np.log(bound) / 2
+    hot_rows = _hot_lines(receivers, hot, warm, rows > half, limits)
+    hot_columns = _hot_lines(senders, hot, warm, columns > half, limits)
+    explained = np.where(hot_rows[receivers], rows[receivers], 0.0) + np.where(
+        hot_columns[senders], columns[senders], 0.0
+    )
+    left = (value - explained > np.log(bound)) & ~(hot_rows[receivers] & hot_columns[senders])
+    found = [_line(int(node), rows, columns, hot_rows, hot_columns) for node in np.flatnonzero(hot_rows | hot_columns)]
+    for cell in np.flatnonzero(left):
+        receiver, sender = int(receivers[cell]), int(senders[cell])
+        found.append(
+            Verdict(
+                Syndrome.COMMUNICATION_SLOW,
+                f"what goes from node {sender} to node {receiver} {_times(float(np.exp(value[cell] - explained[cell])))}; "
+                "the other links of both are well",
+                nodes=tuple(sorted((receiver, sender))),
+                links=((receiver, sender),),
+                evidence=(("times", float(ratio[cell])),),
+            )
+        )
+    return found
+
+
+def _line(node: int, rows: Floats, columns: Floats, hot_rows: Flags, hot_columns: Flags) -> Verdict:
+    both = bool(hot_rows[node] and hot_columns[node])
+    side = "receives and sends" if both else "receives" if hot_rows[node] else "sends"
+    times = float(np.exp(max(rows[node] if hot_rows[node] else 0.0, columns[node] if hot_columns[node] else 0.0)))
+    return Verdict(
+        Syndrome.COMMUNICATION_SLOW,
+        f"whatever node {node} {side} {_times(times)}: its own side, not one link",
+        nodes=(node,),
+        confidence=Confidence.LIKELY,
+        evidence=(("times", times), ("receiving", float(hot_rows[node])), ("sending", float(hot_columns[node]))),
+    )
+
+
+def _times(times: float) -> str:
+    return "does not arrive at all" if times >= COST_MAX / 2 else f"takes {times:.1f} times the usual"
+
+
+def _polish(receivers: Ints, senders: Ints, value: Floats, nodes: int) -> tuple[Floats, Floats]:
+    """The effect of each row and each column on the logarithm of the cost; 0 for those without cells."""
+    rows, columns = np.zeros(nodes), np.zeros(nodes)
+    for _ in range(ROUNDS):
+        rows = _medians(receivers, value - columns[senders], nodes)
+        columns = _medians(senders, value - rows[receivers], nodes)
+    return rows, columns
+
+
+def _medians(line: Ints, value: Floats, nodes: int) -> Floats:
+    """The median of the values of each line; the lower one of two, so that one fault in two cells is not the line's."""
+    order = np.lexsort((value, line))
+    counts = np.bincount(line, minlength=nodes)
+    starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
+    middle = starts + np.maximum(counts - 1, 0) // 2
+    return np.where(counts > 0, value[order][np.minimum(middle, len(value) - 1)], 0.0)
+
+
+def _hot_lines(line: Ints, hot: Flags, warm: Flags, shared: Flags, limits: Limits) -> Flags:
+    """The lines with a hot cell, most of whose others are warm, halfway to hot, too, and have it in common."""
+    cells, hottest, share = (np.bincount(line, weights=w, minlength=len(shared)) for w in (None, hot, warm))
+    lines: Flags = (cells >= 2) & (hottest > 0) & (share > limits.hot_share * cells) & shared
+    return lines
+
+
+def _turns(places: Ints) -> list[Ints]:
+    """The samples in turns in which no place comes twice, in order: each turn can be stored at once."""
+    if len(np.unique(places)) == len(places):
+        return [np.arange(len(places))]
+    seen: dict[int, int] = {}
+    turns: list[list[int]] = []
+    for sample, place in enumerate(map(int, places)):
+        turn = seen.get(place, 0)
+        seen[place] = turn + 1
+        if turn == len(turns):
+            turns.append([])
+        turns[turn].append(sample)
+    return [np.array(turn) for turn in turns]

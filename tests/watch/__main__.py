@@ -1,0 +1,87 @@
+"""Judge the judge: `python -m tests.watch --seeds 1000 --ranks 8..2048`. The last line is a summary; exit code 1 below the bar.
+
+A seed that goes wrong is printed with the command that replays it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
+from tests.watch.campaign import Tally, attempt, judge_seed, table
+from tests.watch.faults import named
+from tests.watch.scenario import draw
+
+RECALL_MIN, ACCURACY_MIN = 0.99, 0.95
+SHOWN = 20
+
+
+def main(arguments: list[str]) -> int:
+    options = _parser().parse_args(arguments)
+    low, high = (int(word) for word in options.ranks.split(".."))
+    if options.seed is not None:
+        return replay(options.seed, (low, high))
+    return search(options, (low, high))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tests.watch", description=__doc__.split("\n")[0])
+    parser.add_argument("--seeds", type=int, default=1000, help="how many (default 1000)")
+    parser.add_argument("--start", type=int, default=0, help="the first one (default 0)")
+    parser.add_argument("--ranks", default="8..2048", help="sizes of jobs (default 8..2048)")
+    parser.add_argument("--jobs", type=int, default=2, help="processes (default 2)")
+    parser.add_argument("--seed", type=int, help="replay this one only")
+    return parser
+
+
+def search(options: argparse.Namespace, ranks: tuple[int, int]) -> int:
+    """Judge many seeds and print the score."""
+    started, tally = time.monotonic(), Tally()
+    seeds = range(options.start, options.start + options.seeds)
+    if options.jobs == 1:
+        for seed in seeds:
+            tally.add(judge_seed(seed, ranks))
+    else:
+        with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn"), initializer=os.nice, initargs=(5,)) as pool:
+            for outcome in pool.map(judge_seed, seeds, [ranks] * len(seeds), chunksize=8):
+                tally.add(outcome)
+    for seed, said in tally.made_up[:SHOWN]:
+        print(f"MADE UP at {said.at_s:.0f} s: {said.verdict.reason}\nreplay: {command(seed, options.ranks)}")
+    for seed, fault, found in tally.missed[:SHOWN]:
+        what = f"named {sorted(named(found.verdict))[:8]}: {found.verdict.reason}" if found else "not found"
+        print(f"MISSED {fault.ill.value} of {sorted(fault.suspects)[:8]}: {what}\nreplay: {command(seed, options.ranks)}")
+    print("\n".join(["", *table(tally.classes), "", *table(tally.syndromes), ""]))
+    total = tally.total()
+    print(
+        f"watch: {tally.runs} seeds from {options.start}, {tally.healthy} of them healthy, {total.faults} faults, "
+        f"precision {tally.precision:.4f}, recall {tally.recall:.4f}, culprit accuracy {tally.accuracy:.4f}, "
+        f"{tally.simulated_s / 3600:.1f} simulated hours, {time.monotonic() - started:.0f} s"
+    )
+    return 0 if tally.recall >= RECALL_MIN and tally.accuracy >= ACCURACY_MIN and not tally.made_up else 1
+
+
+def command(seed: int, ranks: str) -> str:
+    """The command that replays a seed."""
+    return f"python -m tests.watch --seed {seed} --ranks {ranks}"
+
+
+def replay(seed: int, ranks: tuple[int, int]) -> int:
+    """Judge one seed and print what was done and what was said."""
+    scenario = draw(seed, ranks)
+    outcome = attempt(scenario)
+    print(f"{scenario.job}\n{scenario.calm}")
+    for fault in outcome.faults:
+        print(f"{fault.ill.value} of {sorted(fault.suspects)[:8]} from {fault.at_s:.1f} s, struck at {fault.struck_s:.1f} s")
+    for said in outcome.said:
+        print(f"{said.at_s:6.0f} s  {said.verdict.syndrome.value}: {said.verdict.reason}")
+    wrong = outcome.made_up or [f for f in outcome.struck if not (s := outcome.found(f)) or not outcome.names(s, f)]
+    print(f"{outcome.seconds:.0f} simulated s: {'wrong' if wrong else 'right'}")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
