@@ -11,7 +11,7 @@ import atexit
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal
@@ -164,6 +164,7 @@ class Checkpointer:
         """
         turn = Turn()
         with self._timed():
+            self._session.signals.step(n)
             with (
                 self._guarding()
             ):  # first, and by itself: whatever fails on this rank, it counts the calls as the others do
@@ -191,7 +192,8 @@ class Checkpointer:
         with self._guarding():
             self._close_window()
             if self._epoch is not None:
-                reached = self._session.call(lambda channel: self._reached(channel, level, timeout_s)).result()
+                with self.phase("checkpoint"):
+                    reached = self._session.call(lambda channel: self._reached(channel, level, timeout_s)).result()
         self._journal.raise_pending()
         return reached
 
@@ -211,6 +213,13 @@ class Checkpointer:
             self._close_window()
         self._session.close(patience_s)
         self._journal.raise_pending()
+
+    def phase(self, name: str) -> AbstractContextManager[None]:
+        """`with checkpointer.phase("eval"):` around what is no training step, so that nobody takes it for a hang.
+
+        `name`: eval, compile, checkpoint (the script's own), start, train. Raises UsageError for another one.
+        """
+        return self._session.signals.phase(name)
 
     @property
     def stats(self) -> Stats:
@@ -329,6 +338,7 @@ class Checkpointer:
 
     def _fence(self, *_: object) -> None:
         """torch's hook before an update of any optimizer: from here on the state changes."""
+        self._session.signals.reached()
         if self._window is not None:
             with self._timed(), self._guarding():
                 self._close_window()
@@ -338,9 +348,11 @@ class Checkpointer:
         window, self._window = self._window, None
         if window is None:
             return
-        version = window.version
-        patience_s = _PATIENCE_S + self._session.full_wait_s
-        if window.ticket.give_up(patience_s):
+        version, full_wait_s = window.version, self._session.full_wait_s
+        patience_s = _PATIENCE_S + full_wait_s
+        with self.phase("checkpoint") if full_wait_s else nullcontext():
+            given_up = window.ticket.give_up(patience_s)
+        if given_up:
             self._late = window.slot
             self._journal.skipped(f"ckptd: {version} was skipped, the daemon did not answer within {patience_s:.0f} s")
             return

@@ -27,6 +27,7 @@ METHODS: dict[str, tuple[type[Message], type[Message]]] = {
     "List": (pb.Empty, pb.Document),
     "Verify": (pb.Empty, pb.Document),
     "Recover": (pb.Empty, pb.Document),
+    "Incidents": (pb.IncidentsRequest, pb.Document),
 }
 """The local service: name, request, reply."""
 
