@@ -17,9 +17,10 @@ import torch.distributed as dist
 from ckptd import Checkpointer
 
 STEP_S = 0.03
+EVALUATION_S = 12.0
 
 
-def misbehave(what: str, checkpointer: Checkpointer) -> None:
+def misbehave(what: str) -> None:
     """What a fault does to the rank, in its own step."""
     if what == "sleep":
         time.sleep(600)
@@ -31,9 +32,13 @@ def misbehave(what: str, checkpointer: Checkpointer) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     elif what == "slow":
         time.sleep(0.15)
-    elif what == "eval":
-        with checkpointer.phase("eval"):
-            time.sleep(12)
+
+
+def evaluate(checkpointer: Checkpointer, seconds: float) -> None:
+    """One rank evaluates, and the others wait for it."""
+    with checkpointer.phase("eval"):
+        time.sleep(seconds)
+        dist.barrier()
 
 
 def main(rank: int, world: int, store: str, steps: int, fault: str = "") -> None:
@@ -49,16 +54,10 @@ def main(rank: int, world: int, store: str, steps: int, fault: str = "") -> None
     start = checkpointer.restore()
     for step in range(start + 1, steps + 1):
         time.sleep(STEP_S)
-        lasting = what == "slow" and step > int(when)
-        if rank == int(who) and (step == int(when) or lasting):
-            misbehave(what, checkpointer)
-        elif what == "eval" and step == int(when):
-            with checkpointer.phase("eval"):
-                dist.barrier()
-        elif what == "eval" and step == int(when) + 1:
-            pass
-        if what == "eval" and rank == int(who) and step == int(when):
-            dist.barrier()
+        if what == "eval" and step == int(when):
+            evaluate(checkpointer, EVALUATION_S * (rank == int(who)))
+        elif rank == int(who) and (step == int(when) or (what == "slow" and step > int(when))):
+            misbehave(what)
         ddp(torch.randn(4, 16)).sum().backward()
         optimizer.step()
         optimizer.zero_grad()
