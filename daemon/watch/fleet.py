@@ -101,7 +101,7 @@ class Fleet:
         start = self._limits.grace_s[Phase.START]
         starting = (self.rows["step"] < max(0, self.first_step) + self._limits.first_steps) & (now - self.born < start)
         in_phase: Flags = (now - self.phased < grace[phase]) | starting
-        return in_phase
+        return in_phase & (self.rows["process"] != Process.STOPPED)
 
     def remark(self, text: str) -> None:
         """Remember something odd, for people; counted, and bounded."""

@@ -156,13 +156,13 @@ class SlowRanks:
         return late, bound
 
     def _on_one_node(self, fleet: Fleet, grown: Flags, suspects: Flags, seen: Flags) -> Flags:
-        """Of a role's ranks that are late alike, most of them, peers show nothing. If they are one node's, it is the node; if they are
+        """Of a role's ranks that are late alike, half of them or more, peers show nothing. If they are one node's, it is the node; if they are
         several nodes', it is what the role does."""
         chosen = np.zeros_like(grown)
         if (seen & ~grown & ~suspects).any():
             for members in self._classes(fleet):
                 mine = members[grown[members] & ~suspects[members]]
-                most = 2 * (len(mine) + int(suspects[members].sum())) > len(members)
+                most = 2 * (len(mine) + int(suspects[members].sum())) >= len(members)
                 if most and len(np.unique(fleet.layout.node_of[mine])) == 1:
                     chosen[mine] = True
         return chosen
