@@ -12,10 +12,10 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 
-from ckptd.daemon.watch.fleet import Flags, Floats
+from ckptd.daemon.watch.fleet import Flags, Floats, joined
 from ckptd.daemon.watch.layout import Ints
 from ckptd.daemon.watch.limits import Limits
-from ckptd.daemon.watch.observations import Kind, NodeReport
+from ckptd.daemon.watch.observations import SAMPLE, Kind, NodeReport
 from ckptd.daemon.watch.verdicts import Confidence, Syndrome, Verdict
 
 VOTE_S = 5.0
@@ -54,7 +54,7 @@ class Delays:
         kept = [report.samples[report.samples["receiver"] == report.node] for report in reports if len(report.samples)]
         if not kept:
             return
-        new = np.concatenate(kept)
+        new = joined(kept, SAMPLE)
         with np.errstate(invalid="ignore"):
             good = (new["sender"] < self._nodes) & (new["sender"] != new["receiver"])
             good &= (new["kind"] < len(Kind)) & (new["cost"] > 0)
@@ -101,13 +101,14 @@ class Delays:
         key, ordered = self._key[:used][enough], np.sort(self._cost[:used][enough], axis=1)
         low = ordered[:, self._limits.link_window - self._limits.link_of].astype(np.float64)
         middle = ordered[:, self._limits.link_window // 2].astype(np.float64)
-        ratio, spread = np.empty(len(key)), 0.0
+        ratio = np.empty(len(key))
         for kind in np.unique(key[:, 0]):
             same = key[:, 0] == kind
-            usual = np.median(middle[same])
+            costs = np.sort(middle[same])
+            usual = costs[(len(costs) - 1) // 2]
             ratio[same] = np.clip(low[same] / usual, 1.0 / COST_MAX, COST_MAX) if np.isfinite(usual) else 1.0
-            level = np.log(ratio[same])
-            spread = max(spread, float(np.median(np.abs(level - np.median(level)))))
+        level = np.log(ratio)
+        spread = float(np.median(np.abs(level - np.median(level))))
         code = key[:, 1] * self._nodes + key[:, 2]
         links, inverse = np.unique(code, return_inverse=True)
         worst = np.zeros(len(links))
