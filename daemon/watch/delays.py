@@ -12,17 +12,21 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 
-from ckptd.daemon.watch.fleet import Flags, Floats
+from ckptd.daemon.watch.fleet import Flags, Floats, joined
 from ckptd.daemon.watch.layout import Ints
 from ckptd.daemon.watch.limits import Limits
-from ckptd.daemon.watch.observations import Kind, NodeReport
+from ckptd.daemon.watch.observations import SAMPLE, Kind, NodeReport
 from ckptd.daemon.watch.verdicts import Confidence, Syndrome, Verdict
 
 VOTE_S = 5.0
 """For how long an attempt to reach a node says something about it."""
 ROUNDS = 4
+LINE_SHARE = 0.75
+"""What all cells of a line have in common is better known than one cell: it counts from this part of a hot cell on."""
 COST_MAX = 1e3
 """So many times the usual stands for "nothing came"."""
+APART_S = 0.5
+"""A link has one sample of a kind in that time, whoever sends how many: a window is a time, not a moment's flood."""
 DEAD_AFTER = 2
 """Attempts in a row that failed."""
 
@@ -40,6 +44,7 @@ class Delays:
         self._at = np.zeros((0, limits.link_window), np.float64)
         self._count = np.zeros(0, np.int64)
         self._key = np.zeros((0, 3), np.int64)
+        self._last = np.zeros(0)
         self._used = 0
         self._tried = np.full((nodes, nodes), -np.inf, np.float32)
         self._fails = np.zeros((nodes, nodes), np.int16)
@@ -49,7 +54,7 @@ class Delays:
         kept = [report.samples[report.samples["receiver"] == report.node] for report in reports if len(report.samples)]
         if not kept:
             return
-        new = np.concatenate(kept)
+        new = joined(kept, SAMPLE)
         with np.errstate(invalid="ignore"):
             good = (new["sender"] < self._nodes) & (new["sender"] != new["receiver"])
             good &= (new["kind"] < len(Kind)) & (new["cost"] > 0)
@@ -61,12 +66,13 @@ class Delays:
         self._fails[receivers[came], senders[came]] = 0
         np.add.at(self._fails, (receivers[~came], senders[~came]), 1)
         np.minimum(self._fails, 1000, out=self._fails)
-        places = self._places(kinds, receivers, senders)
-        for turn in _turns(places):
-            chosen = places[turn]
-            slot = self._count[chosen] % self._limits.link_window
-            self._cost[chosen, slot], self._at[chosen, slot] = cost[turn], now
-            self._count[chosen] += 1
+        places, first = np.unique(self._places(kinds, receivers, senders), return_index=True)
+        due = now - self._last[places] >= APART_S
+        places, first = places[due], first[due]
+        slot = self._count[places] % self._limits.link_window
+        self._cost[places, slot], self._at[places, slot] = cost[first], now
+        self._last[places] = now
+        self._count[places] += 1
 
     def votes(self, node: int, speaking: Flags, now: float) -> tuple[int, int]:
         """How many of the speaking nodes have reached this one lately, and how many have tried in vain; one vote each."""
@@ -95,13 +101,14 @@ class Delays:
         key, ordered = self._key[:used][enough], np.sort(self._cost[:used][enough], axis=1)
         low = ordered[:, self._limits.link_window - self._limits.link_of].astype(np.float64)
         middle = ordered[:, self._limits.link_window // 2].astype(np.float64)
-        ratio, spread = np.empty(len(key)), 0.0
+        ratio = np.empty(len(key))
         for kind in np.unique(key[:, 0]):
             same = key[:, 0] == kind
-            usual = np.median(middle[same])
+            costs = np.sort(middle[same])
+            usual = costs[(len(costs) - 1) // 2]
             ratio[same] = np.clip(low[same] / usual, 1.0 / COST_MAX, COST_MAX) if np.isfinite(usual) else 1.0
-            level = np.log(ratio[same])
-            spread = max(spread, float(np.median(np.abs(level - np.median(level)))))
+        level = np.log(ratio)
+        spread = float(np.median(np.abs(level - np.median(level))))
         code = key[:, 1] * self._nodes + key[:, 2]
         links, inverse = np.unique(code, return_inverse=True)
         worst = np.zeros(len(links))
@@ -127,6 +134,7 @@ class Delays:
         self._cost = np.concatenate([self._cost, np.zeros((more, window), np.float32)])
         self._at = np.concatenate([self._at, np.full((more, window), -np.inf)])
         self._count = np.concatenate([self._count, np.zeros(more, np.int64)])
+        self._last = np.concatenate([self._last, np.full(more, -np.inf)])
         self._key = np.concatenate([self._key, np.zeros((more, 3), np.int64)])
 
 
@@ -138,9 +146,9 @@ def slow_links(cells: Cells, nodes: int, limits: Limits) -> list[Verdict]:
         return []
     value = np.log(ratio)
     rows, columns = _polish(receivers, senders, value, nodes)
-    warm, half = ratio > np.sqrt(bound), np.log(bound) / 2
-    hot_rows = _hot_lines(receivers, hot, warm, rows > half, limits)
-    hot_columns = _hot_lines(senders, hot, warm, columns > half, limits)
+    warm, shared = ratio > np.sqrt(bound), LINE_SHARE * np.log(bound)
+    hot_rows = _hot_lines(receivers, warm, rows > shared, limits)
+    hot_columns = _hot_lines(senders, warm, columns > shared, limits)
     explained = np.where(hot_rows[receivers], rows[receivers], 0.0) + np.where(
         hot_columns[senders], columns[senders], 0.0
     )
@@ -196,23 +204,9 @@ def _medians(line: Ints, value: Floats, nodes: int) -> Floats:
     return np.where(counts > 0, value[order][np.minimum(middle, len(value) - 1)], 0.0)
 
 
-def _hot_lines(line: Ints, hot: Flags, warm: Flags, shared: Flags, limits: Limits) -> Flags:
-    """The lines with a hot cell, most of whose others are warm, halfway to hot, too, and have it in common."""
-    cells, hottest, share = (np.bincount(line, weights=w, minlength=len(shared)) for w in (None, hot, warm))
-    lines: Flags = (cells >= 2) & (hottest > 0) & (share > limits.hot_share * cells) & shared
+def _hot_lines(line: Ints, warm: Flags, shared: Flags, limits: Limits) -> Flags:
+    """The lines most of whose cells are warm, halfway to hot, and have it in common."""
+    cells = np.bincount(line, minlength=len(shared))
+    share = np.bincount(line, weights=warm, minlength=len(shared))
+    lines: Flags = (cells >= 2) & (share > limits.hot_share * cells) & shared
     return lines
-
-
-def _turns(places: Ints) -> list[Ints]:
-    """The samples in turns in which no place comes twice, in order: each turn can be stored at once."""
-    if len(np.unique(places)) == len(places):
-        return [np.arange(len(places))]
-    seen: dict[int, int] = {}
-    turns: list[list[int]] = []
-    for sample, place in enumerate(map(int, places)):
-        turn = seen.get(place, 0)
-        seen[place] = turn + 1
-        if turn == len(turns):
-            turns.append([])
-        turns[turn].append(sample)
-    return [np.array(turn) for turn in turns]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -69,9 +70,8 @@ class Fleet:
             self.node_heard[report.node] = now
             known = clocks.ours(report.node, report.at, now) if report.at is not None else None
             self.node_read[report.node] = now - UNKNOWN_AGE_S if known is None else min(now, known[0] - known[1])
-        digests = np.concatenate([report.digests for report in taken])
-        source = np.repeat([report.node for report in taken], [len(report.digests) for report in taken])
-        self._take(digests, source.astype(np.int64), now)
+        digests, source = joined([report.digests for report in taken], DIGEST), [report.node for report in taken]
+        self._take(digests, np.repeat(source, [len(report.digests) for report in taken]).astype(np.int64), now)
         for report in taken:
             if len(report.digests) and (report.digests["process"] == Process.GONE).any():
                 self._bury(report, now, clocks)
@@ -101,7 +101,7 @@ class Fleet:
         start = self._limits.grace_s[Phase.START]
         starting = (self.rows["step"] < max(0, self.first_step) + self._limits.first_steps) & (now - self.born < start)
         in_phase: Flags = (now - self.phased < grace[phase]) | starting
-        return in_phase
+        return in_phase & (self.rows["process"] != Process.STOPPED)
 
     def remark(self, text: str) -> None:
         """Remember something odd, for people; counted, and bounded."""
@@ -139,7 +139,8 @@ class Fleet:
         if not len(ranks):
             return
         changed = (new["step"] != old["step"]) | (new["phase"] != old["phase"]) | np.isneginf(self.heard[ranks])
-        changed |= (new["groups"] != old["groups"]).any(axis=1)
+        for name in ("group", "entered", "completed"):
+            changed |= (new["groups"][name] != old["groups"][name]).any(axis=1)
         phased = (new["phase"] != old["phase"]) | np.isneginf(self.heard[ranks])
         self.moved[ranks[changed]] = now
         self.phased[ranks[phased]] = now
@@ -205,6 +206,15 @@ class Fleet:
             if rank < self.layout.world and self.rows["process"][rank] == Process.GONE and np.isinf(self.died[rank]):
                 self.died[rank] = min(now, when) - float(row["gone_s"])
                 self.doubt[rank] = doubt
+
+
+def joined(tables: Sequence[Table], record: np.dtype[Any]) -> Table:
+    """The records of all tables. (`np.concatenate` compares the fields of each table's type with each other's.)"""
+    bounds = np.cumsum([0, *map(len, tables)])
+    whole = np.empty(int(bounds[-1]), record)
+    for start, table in zip(bounds, tables):
+        whole[start : start + len(table)] = table
+    return whole
 
 
 def recent_own(fleet: Fleet, newest: int, window: int) -> Floats:

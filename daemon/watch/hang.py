@@ -70,7 +70,7 @@ def culprits(fleet: Fleet, seen: Waits) -> tuple[Flags, Flags]:
     in_stuck[fleet.layout.rank[seen.held]] = True
     stands = np.isin(fleet.rows["process"], STUCK)
     waits_on = (seen.blocked & ~computes & ~stands & ~gone) | (in_stuck & ~stands & ~gone)
-    ends = (seen.missing & ~waits_on) | (in_stuck & stands)
+    ends = (seen.missing & ~waits_on) | (in_stuck & stands) | (fleet.rows["process"] == Process.STOPPED)
     if ends.any() or in_stuck.any() or not seen.blocked.any():
         return ends, np.zeros_like(ends)
     circle = seen.blocked & seen.missing

@@ -88,6 +88,8 @@ class Judge:
         self._hangs = Hangs(layout.world, self.limits)
         self._slow = SlowRanks(layout.world, self.limits)
         self._links: list[Verdict] = []
+        self._hot: set[tuple[tuple[int, int], ...]] = set()
+        """Links that were hot when last looked at: a slow side shows in its first link before it shows in all."""
         self._links_at = -np.inf
 
     def _told_step_s(self) -> float:
@@ -97,8 +99,10 @@ class Judge:
     def _slowness(self, now: float) -> list[Verdict]:
         ranks = self._slow.judge(self.fleet, now)
         if now - self._links_at >= LINKS_EVERY_S:
-            self._links = slow_links(self._delays.cells(now), self.fleet.layout.nodes, self.limits)
-            self._links_at = now
+            found = slow_links(self._delays.cells(now), self.fleet.layout.nodes, self.limits)
+            hot = {verdict.links for verdict in found}
+            self._links = [verdict for verdict in found if not verdict.links or verdict.links in self._hot]
+            self._hot, self._links_at = hot, now
         pace = self._slow.pace
         if not self._links:
             return ranks

@@ -47,7 +47,7 @@ class Process(IntEnum):
     HELD = 1
     """It answers, but its interpreter does not run: something holds the GIL."""
     STOPPED = 2
-    """Stopped by a signal, or in uninterruptible sleep."""
+    """Stopped by a signal. (Uninterruptible sleep is ALIVE: writing a checkpoint may take long.)"""
     DEAF = 3
     """It runs, and its native handlers do not answer."""
     GONE = 4

@@ -92,7 +92,7 @@ class SlowRanks:
         if suspects.any():
             return [self._verdict(fleet, suspects, late, bound, step_s)]
         self._remember(own, seen, step_s)
-        return self._all_alike(float(np.nanmedian(own)), step_s)
+        return self._all_alike(float(median(own)), step_s)
 
     def _often(self, late: Floats, bound: Floats) -> Flags:
         with np.errstate(invalid="ignore"):
@@ -102,10 +102,10 @@ class SlowRanks:
     def _remember(self, own: Floats, seen: Flags, step_s: float) -> None:
         """Learn what is usual, from the window's oldest step: its newest ones may be the first of something unusual."""
         self._steps.append(step_s)
-        self._own.append(float(np.nanmedian(own)))
+        self._own.append(float(median(own)))
         oldest = np.where(np.isfinite(own[-1]), own[-1], self._past)
         first = np.isnan(self._past) & seen
-        self._past[first] = np.nanmedian(own[:, first], axis=0)
+        self._past[first] = median(own[:, first], axis=0)
         self._past[seen] += LEARNT * (np.where(np.isnan(oldest), self._past, oldest) - self._past)[seen]
 
     def _classes(self, fleet: Fleet) -> list[Ints]:
@@ -122,22 +122,22 @@ class SlowRanks:
         if not classes:
             return 0.0
         parts = [np.abs(own[:, ranks] / _middle(own[:, ranks]) - 1.0).ravel() for ranks in classes]
-        return float(np.nanmedian(np.concatenate(parts))) * (1.0 + FEW / sum(map(len, classes)))
+        return float(median(np.concatenate(parts))) * (1.0 + FEW / sum(map(len, classes)))
 
     def _among_peers(self, own: Floats, spread: float) -> tuple[Floats, Floats]:
         middle = _middle(own)
         late = own - middle
-        mad = max(float(np.nanmedian(np.abs(late))), spread * float(np.nanmedian(middle)))
+        mad = max(float(median(np.abs(late))), spread * float(median(middle)))
         return late, np.full(own.shape[1], max(self._limits.late_s, self._limits.late_mads * mad))
 
     def _among_few(self, own: Floats, spread: float) -> tuple[Floats, Floats]:
         """Two or three of a kind: later than the fastest other one, by more than both differ and that one changes."""
         late, bound = np.empty_like(own), np.empty(own.shape[1])
-        level = np.nanmedian(own, axis=0)
+        level = median(own, axis=0)
         for rank in range(own.shape[1]):
             best = min((other for other in range(own.shape[1]) if other != rank), key=lambda other: float(level[other]))
             late[:, rank] = own[:, rank] - own[:, best]
-            mad = max(float(np.nanmedian(np.abs(own[:, best] - level[best]))), 2.0 * spread * float(level[best]))
+            mad = max(float(median(np.abs(own[:, best] - level[best]))), 2.0 * spread * float(level[best]))
             bound[rank] = max(self._limits.late_s, self._limits.late_mads * mad)
         return late, bound
 
@@ -147,22 +147,22 @@ class SlowRanks:
         late, bound = np.full(own.shape, np.nan), np.full(own.shape[1], np.inf)
         if not known.any():
             return late, bound
-        usual = np.nanmedian(own[:, known], axis=0)
+        usual = median(own[:, known], axis=0)
         growth = max(1.0, float(np.quantile(usual / self._past[known], 0.25)))
         more = max(0.0, float(np.quantile(usual - self._past[known], 0.25)))
-        spread = float(np.nanmedian(np.abs(own[:, known] / usual - 1.0)))
+        spread = float(median(np.abs(own[:, known] / usual - 1.0)))
         late[:, known] = own[:, known] - np.maximum(growth * self._past[known], self._past[known] + more)
         bound[known] = np.maximum(self._limits.late_s, self._limits.late_mads * spread * self._past[known])
         return late, bound
 
     def _on_one_node(self, fleet: Fleet, grown: Flags, suspects: Flags, seen: Flags) -> Flags:
-        """Of a role's ranks that are late alike, most of them, peers show nothing. If they are one node's, it is the node; if they are
+        """Of a role's ranks that are late alike, half of them or more, peers show nothing. If they are one node's, it is the node; if they are
         several nodes', it is what the role does."""
         chosen = np.zeros_like(grown)
         if (seen & ~grown & ~suspects).any():
             for members in self._classes(fleet):
                 mine = members[grown[members] & ~suspects[members]]
-                most = 2 * (len(mine) + int(suspects[members].sum())) > len(members)
+                most = 2 * (len(mine) + int(suspects[members].sum())) >= len(members)
                 if most and len(np.unique(fleet.layout.node_of[mine])) == 1:
                     chosen[mine] = True
         return chosen
@@ -174,7 +174,7 @@ class SlowRanks:
             return suspects
         level = np.full(late.shape[1], np.nan)
         known = np.isfinite(late).any(axis=0)
-        level[known] = np.nanmedian(late[:, known], axis=0)
+        level[known] = median(late[:, known], axis=0)
         for members in classes:
             mine = members[often[members]]
             rest = members[~often[members] & np.isfinite(level[members])]
@@ -186,12 +186,12 @@ class SlowRanks:
 
     def _verdict(self, fleet: Fleet, suspects: Flags, late: Floats, bound: Floats, step_s: float) -> Verdict:
         ranks = tuple(map(int, np.flatnonzero(suspects)))
-        level = np.nanmedian(late[:, suspects], axis=0)
+        level = median(late[:, suspects], axis=0)
         worst = int(np.argmax(level))
         rest = ~suspects & np.isfinite(late).any(axis=0)
         role = fleet.rows["role"] == fleet.rows["role"][ranks[worst]]
         others = late[:, rest & role]
-        next_late = max(0.0, float(np.nanmedian(others, axis=0).max())) if others.size else 0.0
+        next_late = max(0.0, float(median(others, axis=0).max())) if others.size else 0.0
         gap = float(level[worst]) - next_late
         pace = self.pace
         loss = max(0.0, min(gap, step_s - pace.usual_s)) if pace.usual_s else gap
@@ -236,7 +236,13 @@ class SlowRanks:
         ]
 
 
+def median(values: Floats, axis: int | None = None, *, keepdims: bool = False) -> Floats:
+    """As `np.nanmedian`, in a quarter of the time where nothing is missing: almost always."""
+    if np.isnan(values).any():
+        return np.asarray(np.nanmedian(values, axis=axis, keepdims=keepdims))
+    return np.asarray(np.median(values, axis=axis, keepdims=keepdims))
+
+
 def _middle(own: Floats) -> Floats:
     """What is usual in each step, shape (steps, 1)."""
-    middle: Floats = np.nanmedian(own, axis=1, keepdims=True)
-    return middle
+    return median(own, axis=1, keepdims=True)

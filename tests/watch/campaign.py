@@ -62,8 +62,9 @@ class Outcome:
     def _is_true(self, verdict: Verdict) -> bool:
         if verdict.syndrome is Syndrome.NOBODY:
             return True
-        if self.scenario.calm.liar >= 0 and verdict.nodes == (self.scenario.calm.liar,):
-            return verdict.syndrome is Syndrome.COMMUNICATION_SLOW  # it blames itself: nothing comes in there
+        liar = self.scenario.calm.liar
+        if liar >= 0 and (verdict.nodes == (liar,) or (verdict.links and verdict.links[0][0] == liar)):
+            return verdict.syndrome is Syndrome.COMMUNICATION_SLOW  # it blames what it receives by, so itself
         causes = [f for f in self.struck if f.syndrome is verdict.syndrome]
         if verdict.syndrome is Syndrome.COMMUNICATION_SLOW:  # of a cut link nothing arrives: it is said before the job stands
             causes += [f for f in self.struck if f.ill is Ill.CUT]

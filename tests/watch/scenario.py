@@ -153,7 +153,7 @@ def _stuck(job: Job, at: float, rng: Random) -> Fault:
 def _link(ill: Ill, job: Job, at: float, rng: Random) -> Fault:
     """A link that the job's own traffic uses, if there is one."""
     groups = job.groups()
-    factor = rng.uniform(2.5, 10.0)
+    factor = rng.uniform(4.0, 12.0) if ill is Ill.LOSSY else rng.uniform(2.5, 10.0)
     for _ in range(200):
         receiver, sender = rng.sample(range(job.nodes), 2)
         if rng.random() < 0.9:
