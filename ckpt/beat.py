@@ -1,7 +1,7 @@
 """What a trainer says of itself without a call: a page of memory that its daemon maps, too. Layout: docs/formats.md.
 
-The writer only stores words of 8 bytes, each of which is whole for whoever reads it, in whatever state the writer is: computing,
-stopped, holding the interpreter's lock, or dead.
+The writer only stores words of 8 bytes, each of which is whole for whoever reads it, whatever the writer does: compute,
+stand still, hold the interpreter's lock, or be dead.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What a daemon tells the collector's about its ranks once a second, and what it hears back. Bounded, whatever the ranks do.
 
-These are states like all letters: the newest one counts, and one that is lost is followed by another. They have nothing to do
-with reports and ledgers, whose change has consequences.
+These are states like all letters: the newest one counts, and one that is lost is followed by another. They have nothing to
+do with reports and ledgers, whose change has consequences.
 """
 
 from __future__ import annotations

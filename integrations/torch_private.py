@@ -1,6 +1,6 @@
-"""Every private name of torch that ckptd uses, in one place; tried with torch 2.13. Nothing here is needed to train or to save.
+"""Every private name of torch that is used to watch a rank, in one place; tried with torch 2.13.
 
-Without them less is seen of a job that hangs; `missing` says what.
+Nothing here is needed to train or to save: without these names less is seen of a job that hangs, and `missing` says what.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 RECORDER_ENTRIES = 128
-"""Collectives that the Flight Recorder keeps: a status comes with all of them (128: 60 KB and 2 ms; 2,000: 950 KB, 246 ms)."""
+"""Collectives that the Flight Recorder keeps. A status comes with all of them: 128 are 60 KB and 2 ms, 2,000 are 950 KB."""
 _SIZES = ("TORCH_FR_BUFFER_SIZE", "TORCH_NCCL_TRACE_BUFFER_SIZE")
 _GPUS = ("/dev/nvidiactl", "/dev/kfd")
 
@@ -107,7 +107,7 @@ def missing(environment: Mapping[str, str]) -> list[str]:
 
 def torch_c10d() -> Any:
     """The module of torch's native collectives."""
-    return getattr(torch._C, "_distributed_c10d", None)
+    return getattr(torch._C, "_distributed_c10d", None)  # noqa: SLF001 - this is the file for it
 
 
 def _known() -> dict[Any, Any] | None:

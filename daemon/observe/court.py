@@ -1,7 +1,7 @@
 """The collector's part: takes the nodes' sightings, has the judge judge them once a second, and records what it says.
 
-Every daemon has one; it sits only while its node is the collector. Nothing in it must be had again by a successor: it hears the
-same ranks a second later, and grants them the time that a hang takes.
+Every daemon has one; it sits only while its node is the collector. A successor needs nothing of it: it hears the same
+ranks a second later, and grants them anew the time that a hang takes.
 """
 
 from __future__ import annotations
@@ -190,6 +190,7 @@ class Court:
             self._remarks.add(str(error))
             return
         self._groups, self._begun = groups, now
+        self._gone = {pair for pair in self._gone if pair[0] >= epoch}
 
     def _layout(self, epoch: int, groups: dict[int, tuple[int, ...]]) -> Layout | None:
         """Who is where in this life; None before all its ranks were seen."""

@@ -1,4 +1,4 @@
-"""Makes a rank's digest from what its page, its recorder and its process say. Pure; remembers only what one digest leaves out."""
+"""Makes a rank's digest from what its page, its recorder and its process say. Pure; remembers what one look leaves out."""
 
 from __future__ import annotations
 
@@ -148,8 +148,8 @@ def _role(entries: list[Entry], known: Mapping[str, Known]) -> int:
 def _progress(life: Life, status: Status, known: Mapping[str, Known], *, settled: bool) -> tuple[GroupProgress, ...]:
     """The groups that were entered last, by their numbers in the job.
 
-    `settled`: the rank waits in no collective, so all that it has entered are over for it. (Gloo's counter of the completed ones
-    stands still while the interpreter is held.)
+    `settled`: the rank waits in no collective, so all that it has entered are over for it. (Gloo's counter of the completed
+    ones stands still while the interpreter is held.)
     """
     order = {entry.group: place for place, entry in enumerate(status.entries)}
     ops = {(entry.group, entry.seq): entry.op for entry in status.entries}

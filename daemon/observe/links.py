@@ -1,7 +1,7 @@
 """What the links to the other nodes are like: from the reads that the work does anyway, and from small probes in between.
 
-A probe is a round trip of 72 bytes on a connection of its own. A node makes PROBES_PER_LOOK a second at most, to the nodes that it
-exchanges parity with and to those that the judge asks for: with all overhead 1.5 KB/s of a node, however large the job is.
+A probe is a round trip of 72 bytes on a connection of its own. A node makes PROBES_PER_LOOK a second at most, to the nodes
+that it exchanges parity with and to those that the judge asks for: with all overhead 1.5 KB/s, however large the job is.
 """
 
 from __future__ import annotations

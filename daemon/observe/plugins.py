@@ -1,7 +1,7 @@
 """Probes of the machine, as plugins: entry point group `ckptd.probes`, a function without arguments that makes a probe.
 
-A probe says in words what is wrong with this node, now, or that it finds nothing to look at. It may take a second, and is asked
-every EVERY_S, never in a trainer.
+A probe says in words what is wrong with this node, now, or that it finds nothing to look at. It may take a second, and is
+asked every EVERY_S, never in a trainer.
 """
 
 from __future__ import annotations

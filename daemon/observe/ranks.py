@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,8 +44,8 @@ class Attached:
 class RankEye:
     """Looks at one process of one rank. Used by one thread at a time."""
 
-    def __init__(self, directory: Path, attached: Attached) -> None:
-        """Raises PeerError when the process can't be seen from here."""
+    def __init__(self, directory: Path, attached: Attached, background: Executor) -> None:
+        """`background`: for stacks, which take seconds. Raises PeerError when the process can't be seen from here."""
         self.attached = attached
         self._directory = directory
         self.process = TrainerProcess(attached.pid)
@@ -57,8 +58,9 @@ class RankEye:
         self._not_before = 0.0
         self._status: Status | None = None
         self._nccl = False
+        self._background = background
         self._asked_stack = False
-        self.stack = ""
+        self._stack = ""
         self.digest = RankDigest(attached.rank, epoch=attached.epoch)
         self.gone_at: float | None = None
         self._ending = 0
@@ -76,7 +78,7 @@ class RankEye:
         if self._life.unmoved >= UNMOVED:
             self._suspect()
         elif self._life.unmoved == 0:
-            self._asked_stack, self.stack = False, ""
+            self._asked_stack, self._stack = False, ""
         self.remarks = remarks
         return self.digest
 
@@ -89,10 +91,8 @@ class RankEye:
         return self.digest
 
     def explain(self) -> str:
-        """What its threads do, for people: as it was found when the rank stood still, else as it is now."""
-        if not self.stack and self.gone_at is None:
-            self._suspect()
-        return self.stack[-STACK_CHARS:]
+        """What its threads do, for people; '' while that is not known yet. It is found out when the rank stands still."""
+        return self._stack[-STACK_CHARS:]
 
     def close(self) -> None:
         self.process.close()
@@ -109,7 +109,8 @@ class RankEye:
         except (OSError, CorruptionError) as error:
             remarks.append(f"rank {self.attached.rank}: its steps are not seen: {error}")
             seen = None
-        if seen is None or seen.rank != self.attached.rank or seen.epoch < self.attached.epoch:
+        mine = seen is not None and (seen.rank, seen.pid) == (self.attached.rank, self.attached.pid)
+        if seen is None or not mine or seen.epoch < self.attached.epoch:
             return Seen(self.attached.rank, self.attached.pid, self.attached.epoch, 0, 1, closed=False, marks=())
         self._read_groups(remarks)
         return seen
@@ -149,19 +150,21 @@ class RankEye:
         return self._status
 
     def _suspect(self) -> None:
-        """Take the stacks, once: a handler that waits for the interpreter's lock keeps one of the server's threads busy."""
-        if self._asked_stack or self.digest.process is Process.STOPPED:
-            return
-        self._asked_stack = True
+        """Have the stacks taken, once: a handler that waits for the interpreter's lock keeps a thread of the server busy."""
+        if not self._asked_stack and self.digest.process is not Process.STOPPED:
+            self._asked_stack = True
+            self._background.submit(self._take_stack, self._life)
+
+    def _take_stack(self, life: Life) -> None:
         try:
             text = ask(self._directory / f"{self.attached.rank}.fr", STACKS, STACK_S).decode(errors="replace")
-            self._life.idle = digests.is_idle(text)
+            life.idle = digests.is_idle(text)
         except Silent:
-            self._life.held = self._status is not None
+            life.held = self._status is not None
             text = spy(self.attached.pid) or "its interpreter did not answer: something holds its lock"
         except PeerError as error:
             text = str(error)
-        self.stack = text
+        self._stack = text
 
 
 def _identity(path: Path) -> tuple[int, int]:

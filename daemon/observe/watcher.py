@@ -1,7 +1,7 @@
 """The thread that looks: at this node's ranks and links once a second, and at once when a process has gone.
 
-What it sees goes to the collector's daemon as a sighting, which is none of the reports that the node's core makes: a training that
-moves on changes it every second, and nothing is announced for that.
+What it sees goes to the collector's daemon as a sighting, which is none of the reports that the node's core makes: a
+training that moves on changes it every second, and nothing is announced for that.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import os
 import select
 import threading
 import time
-
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +25,7 @@ from ckptd.ckpt.sighting import (
     REMARK_CHARS,
     REMARKS_MAX,
     RUNS_MAX,
+    STACKS_MAX,
     Answer,
     Decided,
     Group,
@@ -81,6 +81,7 @@ class Watcher:
         self._attached_seen = 0
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(_LOOKERS, "look")
+        self._background = ThreadPoolExecutor(2, "stacks")
         self._wake_in, self._wake_out = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._closing = False
         self._urgent = False
@@ -96,7 +97,7 @@ class Watcher:
             os.write(self._wake_out, b"w")
 
     def heard(self, ledger: Ledger) -> None:
-        """A ledger has come: where it has fewer ranks than the one before, somebody has gone, and all should say what they see."""
+        """A ledger has come: if it has fewer ranks than the one before, somebody has gone, and all say what they see."""
         count = sum(len(report.ranks) for report in ledger.reports)
         fewer, self._attached_seen = count < self._attached_seen, count
         if fewer:
@@ -125,7 +126,8 @@ class Watcher:
         self.wake()
         if self._thread.ident is not None:
             self._thread.join(5.0)
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._pool, self._background):
+            pool.shutdown(wait=False, cancel_futures=True)
         for eye in self._eyes.values():
             eye.close()
 
@@ -147,6 +149,8 @@ class Watcher:
                     self._sit_again()
             except CkptdError as error:
                 log.warning("a look at the ranks failed: %s", error)
+            except Exception:  # the thread's last line: one odd look must not be the last one
+                log.exception("a look at the ranks failed that should not have")
 
     def _sit_again(self) -> None:
         if self._here.collector == self._config.node:
@@ -178,7 +182,7 @@ class Watcher:
         digests = list(self._pool.map(RankEye.look, eyes))
         with self._lock:
             asked, self._asked = self._asked, []
-            explain, self._explain = self._explain[:4], []
+            explain, self._explain = list(dict.fromkeys(self._explain))[:STACKS_MAX], []
             stamps = self._stamps.get(self._here.collector)
         found = self._links.look(Neighbours.of(self._config, self._here.ledger), asked, time.monotonic())
         now = steady()
@@ -193,7 +197,7 @@ class Watcher:
             groups=_groups(eyes),
             stamps=Stamps(*stamps, now) if stamps else None,
             decided=self._decided,
-            stacks=tuple((rank, self._eyes[rank].explain()) for rank in dict.fromkeys(explain) if rank in self._eyes),
+            stacks=tuple((rank, self._eyes[rank].explain()) for rank in explain if rank in self._eyes),
             remarks=self._remarks(eyes),
         )
         if self._here.collector == self._config.node:
@@ -214,7 +218,7 @@ class Watcher:
             if old is not None:
                 self._eyes.pop(attached.rank).close()
             try:
-                self._eyes[attached.rank] = RankEye(self._directory, attached)
+                self._eyes[attached.rank] = RankEye(self._directory, attached, self._background)
             except PeerError as error:
                 log.debug("rank %d can't be watched: %s", attached.rank, error)
         newest = max((attached.epoch for attached in here.attached), default=0)

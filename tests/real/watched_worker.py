@@ -1,6 +1,6 @@
 """One rank of a small training over gloo, which does something wrong at a step when it is told to.
 
-    python -m tests.real.watched_worker RANK WORLD STORE STEPS [WHAT:RANK:STEP]
+python -m tests.real.watched_worker RANK WORLD STORE STEPS [WHAT:RANK:STEP]
 """
 
 from __future__ import annotations
