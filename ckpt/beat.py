@@ -64,6 +64,8 @@ class BeatWriter:
         words = self._words
         if not words[_REACHED + n % MARKS] > words[_DONE + self._step % MARKS]:
             words[_REACHED + n % MARKS] = now_ns  # no update has said where it began: it took no time
+        if n != self._step + 1:
+            words[_DONE + (n - 1) % MARKS] = 0  # when that one was done was not seen
         words[_DONE + n % MARKS] = now_ns
         self._step, self._phase = n, 0 if self._phase == 1 else self._phase
         words[_WORD] = _word(self._phase, n)
