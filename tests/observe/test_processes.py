@@ -24,8 +24,7 @@ def child() -> Iterator[subprocess.Popen[bytes]]:
 def test_a_process_that_sleeps_and_one_that_is_stopped(child: subprocess.Popen[bytes]) -> None:
     """Its letter is that of `ps`; where it sleeps is a name of the kernel's."""
     process = TrainerProcess(child.pid)
-    until(lambda: process.state().letter == "S", "it waits for input")
-    assert process.state().asleep_in
+    until(lambda: process.state().letter == "S" and process.state().asleep_in, "it waits for input")
     child.send_signal(signal.SIGSTOP)
     until(lambda: process.state().letter == "T", "stopped")
     assert process.ending() is None

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -76,12 +75,7 @@ class Watched:
         until(self.incidents, "an incident", timeout_s)
         return self.incidents()[-1]
 
-    def wait_step(self, step: int, timeout_s: float = 60.0) -> float:
-        """Wait until the daemons hold a step from `step` on; return the wall clock."""
-
-        def captured() -> bool:
-            newest = self._cluster.document(0, "Status").get("captured")
-            return newest is not None and newest["step"] >= step
-
-        until(captured, f"step {step}", timeout_s)
-        return time.time()
+    def shown(self, run_dir: Path) -> str:
+        """What `ckptd incidents 1` prints."""
+        command = [sys.executable, "-m", "ckptd.daemon.cli", "incidents", "1", "--job", JOB, "--run-dir", str(run_dir)]
+        return subprocess.run(command, capture_output=True, check=True, timeout=60, text=True).stdout
