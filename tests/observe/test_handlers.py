@@ -48,9 +48,12 @@ def reply(status: bytes, *headers: bytes, body: bytes = b"") -> bytes:
 def test_an_answer_comes_whole_though_in_pieces(serve: Serve) -> None:
     """The body is what the length says."""
     body = b"x" * 100_000
-    path = serve(
-        lambda c: [c.sendall(p) for p in (b"HTTP/1.1 200 OK\r\nContent-", b"Length: 100000\r\n\r\n", body)] and None
-    )
+
+    def in_pieces(connection: socket.socket) -> None:
+        for part in (b"HTTP/1.1 200 OK\r\nContent-", b"Length: 100000\r\n\r\n", body):
+            connection.sendall(part)
+
+    path = serve(in_pieces)
     assert ask(path, "ping", 2.0) == body
 
 
