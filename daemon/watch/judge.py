@@ -103,9 +103,8 @@ class Judge:
             hot = {verdict.links for verdict in found}
             self._links = [verdict for verdict in found if not verdict.links or verdict.links in self._hot]
             self._hot, self._links_at = hot, now
-        pace = self._slow.pace
         if not self._links:
             return ranks
         named = [verdict for verdict in ranks if verdict.syndrome is not Syndrome.NOBODY]
-        cost = max(0.0, pace.now_s - pace.usual_s) if not named else 0.0
+        cost = 0.0 if named else max(0.0, self._slow.waiting_s)
         return named + [replace(verdict, loss_s=cost / len(self._links)) for verdict in self._links]
