@@ -119,10 +119,11 @@ class SlowRanks:
         self._own.append(float(median(own)))
         if step_s > self._limits.all_alike * self.pace.usual_s:
             return  # what is unusual for all is not learnt before it has become the usual pace
-        oldest = np.where(np.isfinite(own[-1]), own[-1], self._past)
         first = np.isnan(self._past) & seen
         self._past[first] = median(own[:, first], axis=0)
-        self._past[seen] += LEARNT * (np.where(np.isnan(oldest), self._past, oldest) - self._past)[seen]
+        told = seen & np.isfinite(own[-1])
+        past = self._past[told]  # a step with an evaluation in it teaches little
+        self._past[told] += LEARNT * (np.minimum(own[-1][told], self._limits.all_alike * past) - past)
 
     def _classes(self, fleet: Fleet) -> list[Ints]:
         """The ranks of each role."""

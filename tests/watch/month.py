@@ -50,15 +50,16 @@ def _calm(rng: Random, job: Job, seconds: float) -> Calm:
         (rng.randrange(20, max(21, steps)), rng.randint(1, 30), job.step_s * rng.uniform(0.2, 1.5)) for _ in range(6)
     )
     bursts = tuple((rng.uniform(0.0, seconds), rng.uniform(1.0, 60.0), rng.randrange(job.nodes)) for _ in range(200))
+    babbler = rng.randrange(job.ranks) if rng.random() < 0.1 else -1
     return Calm(
-        tuple(pauses),
+        tuple(pause for pause in pauses if pause.ranks != (babbler,)),
         stalls,
         collections=rng.choice((0.0, 0.005, 0.02)),
         loss=rng.choice((0.001, 0.01, 0.03)),
         bursts=bursts,
         liar=rng.randrange(job.nodes) if rng.random() < 0.1 else -1,
         liar_from_s=seconds / 2,
-        babbler=rng.randrange(job.ranks) if rng.random() < 0.1 else -1,
+        babbler=babbler,
         flood=rng.randrange(job.nodes) if rng.random() < 0.1 else -1,
         ghosts=rng.random() < 0.2,
     )
