@@ -114,7 +114,7 @@ class Hangs:
             found.append(_circle(fleet, circle, now))
         if found or (ends & (excused | unheard)).any():
             return found, ()  # a collective that others hold up is not judged on its own
-        stuck = _stuck_groups(fleet, seen, excused, stood, limit)
+        stuck = _stuck_groups(fleet, seen, excused | ~fleet.fresh(now), stood, limit)
         return _stuck(fleet, delays, stuck, now, limit) if len(stuck) else ([], ())
 
 
@@ -161,7 +161,7 @@ def _circle(fleet: Fleet, circle: Flags, now: float) -> Verdict:
 
 
 def _stuck_groups(fleet: Fleet, seen: Waits, excused: Flags, stood: Floats, limit: float) -> Ints:
-    """The groups whose newest collective all have entered, whose members all stand still, and none of them with an excuse."""
+    """The groups whose newest collective all have entered, whose members all stand still, none of them with an excuse or unheard."""
     layout = fleet.layout
     chosen = [
         group
@@ -194,7 +194,7 @@ def _stuck(fleet: Fleet, delays: Delays, groups: Ints, now: float, limit: float)
         return [Verdict(Syndrome.COMMUNICATION_HANG, reason, nodes=suspects, links=dead, evidence=numbers)], np.zeros(
             (0, 2), np.int64
         )
-    pairs = _pairs(layout.node_of, [layout.members(group) for group in groups])
+    pairs = links_of(layout.node_of, [layout.members(group) for group in groups])
     unknown = [pair for pair in pairs if not delays.tried_since(*pair, now - stood + 1.0)]
     if unknown and stood < limit + ASK_S:
         return [], tuple(unknown[:ASKED_MAX])
@@ -218,7 +218,7 @@ def _out_of_step(fleet: Fleet, groups: Ints) -> tuple[int, ...]:
     return tuple(sorted(odd))
 
 
-def _pairs(node_of: Ints, groups: list[Ints]) -> list[tuple[int, int]]:
+def links_of(node_of: Ints, groups: list[Ints]) -> list[tuple[int, int]]:
     """The links that the collectives of groups may use: all among a few nodes, those of neighbours among many."""
     found: set[tuple[int, int]] = set()
     for members in groups:

@@ -6,6 +6,7 @@ it, dead ranks keep the others waiting, and who waits is not slow.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -16,7 +17,7 @@ from ckptd.daemon.watch.clocks import Clocks
 from ckptd.daemon.watch.crash import crashes, lost_nodes
 from ckptd.daemon.watch.delays import Delays, slow_links
 from ckptd.daemon.watch.fleet import Fleet
-from ckptd.daemon.watch.hang import Hangs
+from ckptd.daemon.watch.hang import Hangs, links_of
 from ckptd.daemon.watch.layout import Layout
 from ckptd.daemon.watch.limits import Limits
 from ckptd.daemon.watch.observations import NodeReport
@@ -25,6 +26,9 @@ from ckptd.daemon.watch.verdicts import Syndrome, Verdict
 
 LINKS_EVERY_S = 2.0
 """How often the delay matrix is looked at: a cell has a new sample every few seconds."""
+
+PROBES_MAX = 8
+"""Links of a node that are probed on demand, each about once a second."""
 
 
 class Judge:
@@ -87,10 +91,24 @@ class Judge:
         self._delays = Delays(layout.nodes, self.limits)
         self._hangs = Hangs(layout.world, self.limits)
         self._slow = SlowRanks(layout.world, self.limits)
+        self._used: tuple[tuple[int, int], ...] | None = None
         self._links: list[Verdict] = []
         self._hot: set[tuple[tuple[int, int], ...]] = set()
         """Links that were hot when last looked at: a slow side shows in its first link before it shows in all."""
         self._links_at = -np.inf
+
+    def _neighbours(self) -> tuple[tuple[int, int], ...]:
+        """The links that the job's collectives may use, at most PROBES_MAX of each node."""
+        if self._used is None:
+            layout, taken = self.fleet.layout, Counter[int]()
+            links = links_of(layout.node_of, [layout.members(group) for group in range(len(layout.ids))])
+            kept = []
+            for receiver, sender in links:
+                taken[receiver] += 1
+                if taken[receiver] <= PROBES_MAX:
+                    kept.append((receiver, sender))
+            self._used = tuple(kept)
+        return self._used
 
     def _told_step_s(self) -> float:
         told = self.fleet.rows["step_s"][np.isfinite(self.fleet.rows["step_s"])]
@@ -103,9 +121,12 @@ class Judge:
             hot = {verdict.links for verdict in found}
             self._links = [verdict for verdict in found if not verdict.links or verdict.links in self._hot]
             self._hot, self._links_at = hot, now
-        pace = self._slow.pace
         if not self._links:
+            pace = self._slow.pace
+            if not ranks or self._slow.waiting_s <= (self.limits.all_alike - 1.0) * pace.usual_s:
+                return ranks
+            self.probes = self._neighbours()  # all wait, and no link that is measured anyway is slow: measure the others
             return ranks
         named = [verdict for verdict in ranks if verdict.syndrome is not Syndrome.NOBODY]
-        cost = max(0.0, pace.now_s - pace.usual_s) if not named else 0.0
+        cost = 0.0 if named else max(0.0, self._slow.waiting_s)
         return named + [replace(verdict, loss_s=cost / len(self._links)) for verdict in self._links]

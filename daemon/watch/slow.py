@@ -42,6 +42,7 @@ class SlowRanks:
         self._judged = -1
         self._found: list[Verdict] = []
         self._steps: deque[float] = deque(maxlen=PACE_KEPT)
+        self._waits: deque[float] = deque(maxlen=limits.window)
         self._past: Floats = np.full(world, np.nan)
         self._own: deque[float] = deque(maxlen=PACE_KEPT)
         self._roles: Ints = np.zeros(0, np.int64)
@@ -54,6 +55,11 @@ class SlowRanks:
             return Pace(0.0, 0.0)
         known = np.array(self._steps)
         return Pace(float(np.median(known[-self._limits.window :])), float(np.quantile(known, 0.25)))
+
+    @property
+    def waiting_s(self) -> float:
+        """By how much the newest steps take longer than usual without anybody's own work being to blame, in seconds."""
+        return float(np.median(self._waits)) if len(self._waits) == self._limits.window else 0.0
 
     def judge(self, fleet: Fleet, now: float) -> list[Verdict]:
         """What holds of the newest common step; the same again until there is a newer one."""
@@ -85,6 +91,7 @@ class SlowRanks:
             among = self._among_peers if len(ranks) >= PEERS_MIN else self._among_few
             late[:, ranks], bound[ranks] = among(own[:, ranks], spread)
         suspects = self._apart(late, self._often(late, bound), self._classes(fleet))
+        self._explain(own[0], step_s)
         before, before_bound = self._with_the_past(own, seen)
         grown = self._on_one_node(fleet, self._often(before, before_bound), suspects, seen)
         late[:, grown], bound[grown] = before[:, grown], before_bound[grown]
@@ -99,14 +106,24 @@ class SlowRanks:
             often: Flags = (late > bound).sum(axis=0) >= self._limits.late_of
         return often
 
+    def _explain(self, own: Floats, step_s: float) -> None:
+        """Note what of the newest step's length no rank's own work explains: everybody waits for the one that works longest."""
+        more = own - self._past
+        known = np.isfinite(more)
+        if known.any() and self._steps:
+            self._waits.append(step_s - self.pace.usual_s - max(0.0, float(more[known].max())))
+
     def _remember(self, own: Floats, seen: Flags, step_s: float) -> None:
         """Learn what is usual, from the window's oldest step: its newest ones may be the first of something unusual."""
         self._steps.append(step_s)
         self._own.append(float(median(own)))
-        oldest = np.where(np.isfinite(own[-1]), own[-1], self._past)
+        if step_s > self._limits.all_alike * self.pace.usual_s:
+            return  # what is unusual for all is not learnt before it has become the usual pace
         first = np.isnan(self._past) & seen
         self._past[first] = median(own[:, first], axis=0)
-        self._past[seen] += LEARNT * (np.where(np.isnan(oldest), self._past, oldest) - self._past)[seen]
+        told = seen & np.isfinite(own[-1])
+        past = self._past[told]  # a step with an evaluation in it teaches little
+        self._past[told] += LEARNT * (np.minimum(own[-1][told], self._limits.all_alike * past) - past)
 
     def _classes(self, fleet: Fleet) -> list[Ints]:
         """The ranks of each role."""
@@ -221,10 +238,8 @@ class SlowRanks:
         if slow < self._limits.late_of or step_s <= self._limits.all_alike * pace.usual_s:
             return []
         usual_own = float(np.quantile(np.array(self._own), 0.25))
-        more_work = own - usual_own > (step_s - pace.usual_s) / 2
-        why = (
-            "all ranks work longer by themselves: input, storage or the model" if more_work else "all ranks wait longer"
-        )
+        waits = self.waiting_s > (step_s - pace.usual_s) / 2
+        why = "all wait longer" if waits else "the ranks of a role all work longer by themselves: input, storage or the model"
         return [
             Verdict(
                 Syndrome.NOBODY,

@@ -15,11 +15,14 @@ from tests.watch.reports import Network, Reporter, Timeline
 from tests.watch.scenario import Scenario, draw
 
 from ckptd.daemon.watch.judge import Judge
+from ckptd.daemon.watch.limits import Limits
+from ckptd.daemon.watch.policy import Act, Costs, Decision, Facts, Point, Policy
 from ckptd.daemon.watch.verdicts import STANDS, Syndrome, Verdict
 
 WAIT_MAX_S = 400.0
 """How long a fault may take to strike: a rank that should hang in its loader may be in an evaluation."""
 START_S = 10.0
+RESTARTS = frozenset({Act.RESTART, Act.ISOLATE, Act.GIVE_UP})
 
 
 @dataclass(slots=True)
@@ -37,6 +40,8 @@ class Outcome:
     scenario: Scenario
     faults: list[Fault]
     said: list[Said] = field(default_factory=list)
+    acts: list[Decision] = field(default_factory=list)
+    """The restarts that the policy has ordered."""
     seconds: float = 0.0
 
     @property
@@ -75,7 +80,7 @@ class Outcome:
 class Run:
     """A scenario in time, one second after the other."""
 
-    def __init__(self, scenario: Scenario) -> None:
+    def __init__(self, scenario: Scenario, limits: Limits | None = None) -> None:
         self.scenario = scenario
         self.faults = [replace(fault) for fault in scenario.ills]
         rng = Random(scenario.seed)
@@ -85,7 +90,8 @@ class Run:
         self._timeline = Timeline(self._engine)
         self._reporter = Reporter(job, self._timeline, self.faults, calm, rng)
         self._network = Network(job, self.faults, calm, rng)
-        self.judge = Judge(job.layout(), epoch=self._reporter.epoch, now=0.0)
+        self.judge = Judge(job.layout(), epoch=self._reporter.epoch, now=0.0, limits=limits)
+        self._policy = Policy(Costs(restart_s=30.0))
 
     def second(self, now: float) -> list[Verdict]:
         """What the judge says at a moment, after the reports of the second before it."""
@@ -97,6 +103,14 @@ class Run:
         self._timeline.forget(now - 2.0)
         return found
 
+    def acts(self, found: list[Verdict], now: float) -> list[Decision]:
+        """What the policy would restart for these verdicts. It has a spare node, and nothing is done about it here."""
+        nodes = tuple(range(self.scenario.job.nodes + 1))
+        step = int(self.judge.fleet.rows["step"].max())
+        facts = Facts(step, (Point(max(0, step - 1), "memory"),), nodes, len(nodes) - 1)
+        decisions = [self._policy.decide(verdict, facts, now) for verdict in found]
+        return [decision for decision in decisions if decision.act in RESTARTS]
+
 
 def attempt(scenario: Scenario) -> Outcome:
     """Judge a scenario to its end, or until all that struck is found and the job stands."""
@@ -107,7 +121,9 @@ def attempt(scenario: Scenario) -> Outcome:
     while not _is_over(outcome, now):
         now += 1.0
         outcome.seconds = now
-        for verdict in run.second(now):
+        found = run.second(now)
+        outcome.acts += run.acts(found, now)
+        for verdict in found:
             key = (verdict.syndrome, named(verdict))
             if key not in known:
                 known.add(key)
@@ -148,6 +164,8 @@ class Tally:
 
     runs: int = 0
     healthy: int = 0
+    restarts: int = 0
+    """Of healthy jobs."""
     simulated_s: float = 0.0
     classes: dict[str, Score] = field(default_factory=lambda: defaultdict(Score))
     syndromes: dict[str, Score] = field(default_factory=lambda: defaultdict(Score))
@@ -157,6 +175,7 @@ class Tally:
     def add(self, outcome: Outcome) -> None:
         self.runs += 1
         self.healthy += not outcome.faults
+        self.restarts += len(outcome.acts) if not outcome.faults else 0
         self.simulated_s += outcome.seconds
         self.made_up += [(outcome.scenario.seed, said) for said in outcome.made_up]
         for fault in outcome.struck:

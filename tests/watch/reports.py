@@ -28,6 +28,8 @@ from ckptd.daemon.watch.observations import (
 
 PROCESSES = {Ill.STOP: Process.STOPPED, Ill.KILL: Process.GONE, Ill.HANG_GIL: Process.HELD}
 HISTORY = 64
+MEASURING = 0.002
+"""The error of a measured time, as a part of it."""
 
 
 class Timeline:
@@ -50,7 +52,7 @@ class Timeline:
             step = self._engine.step
             iteration = self._engine.iterate()
             self._kept.append(iteration)
-            self._own[step % HISTORY] = iteration.own
+            self._own[step % HISTORY] = iteration.own * (1.0 + self._engine.rng.normal(0.0, MEASURING, len(iteration.own)))
             with np.errstate(invalid="ignore"):
                 self._took[step % HISTORY] = iteration.end - iteration.begin
 
@@ -185,7 +187,7 @@ class Reporter:
         table["step"] = self._first + steps
         table["phase"] = timeline.phases(state)
         own, took = timeline.times(steps)
-        table["own_s"] = own * (1.0 + self._noise.normal(0.0, 0.002, own.shape[0])[:, None])
+        table["own_s"] = own
         table["step_s"] = took
         waits = np.full(job.ranks, NOWHERE, np.int64)
         for place, slot in enumerate(SLOTS):

@@ -202,15 +202,16 @@ def _calm(rng: Random, job: Job, begin: float, *, healthy: bool) -> Calm:
     odd = rng.choice(("liar", "babbler", "flood")) if oddly else ""
     if odd:
         words.append(odd)
+    babbler = rng.randrange(job.ranks) if odd == "babbler" else -1
     return Calm(
-        tuple(pauses),
+        tuple(pause for pause in pauses if pause.ranks != (babbler,)),  # whose phase nobody knows can't be excused for it
         stalls,
         collections=rng.choice((0.0, 0.01, 0.05)),
         loss=rng.choice((0.0, 0.01, 0.03)),
         bursts=bursts,
         liar=rng.randrange(job.nodes) if odd == "liar" and job.nodes > 2 else -1,
         liar_from_s=begin,
-        babbler=rng.randrange(job.ranks) if odd == "babbler" else -1,
+        babbler=babbler,
         flood=rng.randrange(job.nodes) if odd == "flood" else -1,
         ghosts=rng.random() < 0.2,
         words=tuple(words),
