@@ -98,11 +98,13 @@ def suspects(verdict: dict[str, Any]) -> str:
 
 
 def _said(entry: dict[str, Any]) -> str:
-    text = _SHOWN.get(str(entry.get("event")), "")
+    event = str(entry.get("event"))
+    if event not in _SHOWN:  # an entry of another version
+        return event
     try:
-        return text.format(**{str(name): value for name, value in entry.items()})
-    except (KeyError, IndexError, TypeError):  # an entry of another version
-        return str(entry.get("event"))
+        return _SHOWN[event].format(**{str(name): value for name, value in entry.items()})
+    except (KeyError, IndexError, TypeError):  # one of its fields is missing
+        return event
 
 
 def _elsewhere(content: dict[str, Any]) -> list[Text]:

@@ -153,11 +153,16 @@ def _progress(life: Life, status: Status, known: Mapping[str, Known], *, settled
     """
     order = {entry.group: place for place, entry in enumerate(status.entries)}
     ops = {(entry.group, entry.seq): entry.op for entry in status.entries}
+    latest = {life.names[number]: number for number in sorted(status.progress) if number in life.names}
     found = []
-    for number, (entered, completed) in status.progress.items():
-        group = known.get(life.names.get(number, ""))
+    for (
+        name,
+        number,
+    ) in latest.items():  # a group that was destroyed leaves its counters behind, and its name to another one
+        group = known.get(name)
         if group is None:
             continue
+        entered, completed = status.progress[number]
         done = max(entered if settled else completed, min(entered, life.completed.get(number, 0)))
         life.completed[number] = done
         progress = GroupProgress(group.number, entered, done, ops.get((number, entered), 0))

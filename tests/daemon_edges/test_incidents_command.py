@@ -17,7 +17,8 @@ VERDICT = {
     "confidence": "certain",
 }
 ITEM: dict[str, Any] = {
-    "id": 4, "open": False, "verdict": VERDICT, "chosen": None, "lost_steps": 2, "times": {"t_fault": 99.0, "t_detected": 100.0},
+    "id": 4, "open": False, "verdict": VERDICT, "chosen": None, "lost_steps": 2,
+    "times": {"t_fault": 99.0, "t_detected": 100.0},
 }  # fmt: skip
 
 

@@ -78,6 +78,13 @@ def test_who_waits_nowhere_has_nothing_under_way() -> None:
     assert [(group.entered, group.completed) for group in moved.groups] == [(7, 6)], "a counter never goes back"
 
 
+def test_a_group_that_was_destroyed_does_not_count() -> None:
+    """Its counters dangle in torch's recorder; of two groups of one name the later one is meant."""
+    old = [Entry(0, "0", "default_pg", 9, 99, 5), Entry(3, "0", "default_pg", 2, 99, 6)]
+    found = digest(Life(2), seen(), Status({3: (2, 2), 0: (9, 8)}, tuple(old)), RUNS, KNOWN)
+    assert [(group.entered, group.completed) for group in found.groups] == [(2, 2)]
+
+
 def test_what_does_not_answer_keeps_its_counters() -> None:
     """A stopped process has not moved, though nothing comes from it any more."""
     life = Life(2)

@@ -1,4 +1,4 @@
-"""Real ranks over gloo beside real daemons: what goes wrong is recorded with its culprit, in time; what is harmless is not."""
+"""Real ranks over gloo beside real daemons: what goes wrong is recorded with its culprit in time; what is harmless, not."""
 
 from __future__ import annotations
 
