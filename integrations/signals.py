@@ -28,7 +28,6 @@ class Signals:
 
     def __init__(self) -> None:
         self._beat: BeatWriter | None = None
-        self._server: torch_private.Server | None = None
         self._directory: Path | None = None
         self._rank = 0
         self._groups = -1
@@ -42,7 +41,7 @@ class Signals:
             private_dir(directory)
             self._beat = BeatWriter(directory / f"{rank}.beat", rank, epoch)
             self._beat.resumed(step)
-            self._server = self._server or torch_private.serve(directory / f"{rank}.fr")
+            torch_private.serve(directory / f"{rank}.fr")
         except (OSError, RuntimeError, CkptdError) as error:
             logger.warning("ckptd: this rank is not watched: %s", error)
         self._tell()
@@ -77,9 +76,7 @@ class Signals:
         """This rank ends of its own will, or goes on unwatched."""
         if self._beat is not None:
             self._beat.close()
-        if self._server is not None:
-            self._server.shutdown()
-        self._beat = self._server = None
+        self._beat = None
 
     def _tell(self) -> None:
         """Write down which process groups there are, and what can't be seen."""

@@ -5,11 +5,12 @@ Nothing here is needed to train or to save: without these names less is seen of 
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -18,12 +19,8 @@ RECORDER_ENTRIES = 128
 """Collectives that the Flight Recorder keeps. A status comes with all of them: 128 are 60 KB and 2 ms, 2,000 are 950 KB."""
 _SIZES = ("TORCH_FR_BUFFER_SIZE", "TORCH_NCCL_TRACE_BUFFER_SIZE")
 _GPUS = ("/dev/nvidiactl", "/dev/kfd")
-
-
-class Server(Protocol):
-    """What answers the daemon inside the trainer, on a thread of its own that needs no interpreter."""
-
-    def shutdown(self) -> None: ...
+_served: dict[Path, int] = {}
+"""The sockets at which this process answers, and their inodes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +54,20 @@ def is_recording(environment: Mapping[str, str]) -> bool:
     return next((environment[name] for name in _SIZES if name in environment), "1").strip() != "0"
 
 
-def serve(path: Path) -> Server | None:
-    """Let torch's handlers answer at a unix socket; None where this torch has none. Raises OSError, RuntimeError."""
-    if not dist.is_available():
-        return None
-    server = getattr(torch_c10d(), "_WorkerServer", None)
+def serve(path: Path) -> None:
+    """Let torch's handlers answer at a unix socket from now on until the process ends; nothing where this torch has none.
+
+    Raises OSError, RuntimeError.
+    """
+    server = getattr(torch_c10d(), "_WorkerServer", None) if dist.is_available() else None
+    if server is None or (path.exists() and _served.get(path) == path.stat().st_ino):
+        return
     path.unlink(missing_ok=True)
-    made: Server | None = server(str(path)) if server is not None else None
-    return made
+    made = server(str(path))
+    # Never taken down, and so never destroyed either: both wait for its thread while they hold the interpreter's lock. That
+    # takes for ever when the thread has not begun to listen yet, or when a handler waits for the lock.
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(made))
+    _served[path] = path.stat().st_ino
 
 
 def count_groups() -> int:

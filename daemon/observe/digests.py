@@ -107,7 +107,7 @@ def digest(life: Life, seen: Seen, status: Status | None, state: State, known: M
         rank=life.rank,
         epoch=seen.epoch,
         step=seen.step,
-        phase=PHASE_OF[seen.phase],
+        phase=Phase.CHECKPOINT if seen.closed else PHASE_OF[seen.phase],  # what it does at its end is its own business
         process=process,
         waits=waits,
         role=Counter(life.roles).most_common(1)[0][0] if life.roles else 0,

@@ -73,7 +73,7 @@ class RankEye:
             return self.digest
         remarks: list[str] = []
         seen = self._seen(remarks)
-        status = self._ask(remarks)
+        status = None if seen.closed else self._ask(remarks)  # its handlers have ended with it
         self.digest = digests.digest(self._life, seen, status, self.process.state(), self.groups)
         if self._life.unmoved >= UNMOVED:
             self._suspect()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,6 +45,20 @@ def test_torch_has_every_private_name(tmp_path: Path, signals: Signals) -> None:
     assert newest.progress[max(newest.progress)][0] >= 1
     assert newest.entries[-1].name == torch_private.groups()[0].name
     assert (tmp_path / "watch").stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.slow
+def test_the_end_of_a_rank_waits_for_nothing(tmp_path: Path) -> None:
+    """Neither closing at once nor the end of the process waits for torch's server, which would wait for its own thread."""
+    lines = (
+        "from pathlib import Path; from ckptd.integrations.signals import Signals; s = Signals()",
+        f"s.begin(Path({str(tmp_path)!r}), 0, 1, 0); s.close(); s.begin(Path({str(tmp_path)!r}), 0, 2, 0); s.close()",
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", "; ".join(lines)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("Server listening") == 1
 
 
 @pytest.mark.usefixtures("alone")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -10,7 +11,7 @@ from ckptd.ckpt.beat import Seen
 from ckptd.daemon.observe.digests import Life, digest, gone, groups_of, is_idle
 from ckptd.daemon.observe.processes import State
 from ckptd.daemon.observe.recorder import Entry, Status
-from ckptd.daemon.watch.observations import NOWHERE, UNKNOWN, Process, RankDigest, pack
+from ckptd.daemon.watch.observations import NOWHERE, UNKNOWN, Phase, Process, RankDigest, pack
 
 MS = 1_000_000
 START = 10**18
@@ -76,6 +77,12 @@ def test_who_waits_nowhere_has_nothing_under_way() -> None:
     assert [(group.entered, group.completed) for group in found.groups] == [(6, 6)]
     moved = digest(life, seen(6), status(7, 5), RUNS, KNOWN)
     assert [(group.entered, group.completed) for group in moved.groups] == [(7, 6)], "a counter never goes back"
+
+
+def test_a_rank_that_has_closed_is_excused() -> None:
+    """It has said that it ends: what it still does, alone, is no hang."""
+    closed = replace(seen(), closed=True)
+    assert digest(Life(2), closed, None, RUNS, KNOWN).phase is Phase.CHECKPOINT
 
 
 def test_a_group_that_was_destroyed_does_not_count() -> None:
