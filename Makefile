@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test unit sim crash soak lint types imports format proto diagrams clean
+.PHONY: help install demo test unit sim bench crash soak lint types imports format proto diagrams clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | awk -F ':.*?## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -45,6 +45,13 @@ format: install  ## rewrite the sources in the house format
 
 proto: install  ## regenerate the wire messages from ckpt/wire/ckptd.proto
 	cd ckpt/wire && ../../$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. ckptd.proto
+
+bench: install  ## measure beside every rival, and put figures and plots into docs/benchmarks.md (STATE=512MiB)
+	$(BIN)/python -m benchmarks.stall --state $(or $(STATE),512MiB) --step-ms 10,200 --steps 15 --rounds 2 --report build/bench
+	$(BIN)/python -m benchmarks.recover --state $(or $(STATE),512MiB) --rounds 2 --kills 100 --report build/bench \
+		--kill-peers 'dlrover,ckptd captured,ckptd sealed'
+	$(BIN)/python -m benchmarks.persist --state $(or $(STATE),512MiB) --report build/bench
+	$(BIN)/python -m benchmarks.publish build/bench
 
 crash: install  ## stop real daemons at every primitive step (MINUTES=60)
 	$(BIN)/python -m tests.crash --minutes $(or $(MINUTES),60)

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -55,15 +55,19 @@ class Filled:
 class Cluster:
     """Daemons as processes. Node i holds rank i, whose payload is one image of `size` bytes."""
 
-    def __init__(self, nodes: int, *, parity: int, size: int) -> None:
-        self.parity, self._size = parity, size
+    def __init__(
+        self, nodes: int, *, parity: int, size: int, slots: int = SLOTS, settings: Mapping[str, str] | None = None
+    ) -> None:
+        """`settings`: more for the daemons, by the names of CKPTD_* without the prefix."""
+        self._environment = _ENVIRONMENT | {f"CKPTD_{name}": value for name, value in (settings or {}).items()}
+        self.parity, self._size, self._slots = parity, size, slots
         self.processes: dict[int, subprocess.Popen[bytes]] = {}
         self._ranks: dict[int, Client] = {}
         self._epoch = 0
         self._stamps: dict[int, list[int]] = {}
         """By node: in which step each piece has changed last."""
         self._folder = Path(tempfile.mkdtemp(prefix="ckptd-bench-"))
-        self._shm = SHM / f"ckptd-bench-{os.getpid()}-{secrets.token_hex(4)}"
+        self.memory = SHM / f"ckptd-bench-{os.getpid()}-{secrets.token_hex(4)}"
         self._secret = self._folder / "secret"
         shm.private_dir(self._folder)
         self._secret.write_text(secrets.token_hex(32))
@@ -94,7 +98,7 @@ class Cluster:
             process.kill()
         for process in self.processes.values():
             process.wait()
-        for folder in (self._folder, self._shm):
+        for folder in (self._folder, self.memory):
             shutil.rmtree(folder, ignore_errors=True)
 
     @property
@@ -103,16 +107,19 @@ class Cluster:
 
     # ---- daemons --------------------------------------------------------------------------------------
 
+    def run_dir(self, node: int) -> Path:
+        return self._folder / f"n{node}"
+
     def start(self, *nodes: int) -> None:
         """Start daemons on what their directories hold."""
         for node in nodes:
             command = [sys.executable, "-m", "ckptd.daemon.cli", "serve", "--job", JOB, "--node", str(node)]
-            command += ["--nodes", ",".join(self.addresses), "--parity", str(self.parity), "--slots", str(SLOTS)]
-            command += ["--run-dir", str(self._run_dir(node)), "--segment-dir", str(self._shm / f"n{node}")]
+            command += ["--nodes", ",".join(self.addresses), "--parity", str(self.parity), "--slots", str(self._slots)]
+            command += ["--run-dir", str(self.run_dir(node)), "--segment-dir", str(self.memory / f"n{node}")]
             command += ["--secret-file", str(self._secret)]
             with (self._folder / f"log{node}").open("a") as log:
                 self.processes[node] = subprocess.Popen(
-                    command, stdin=subprocess.DEVNULL, stderr=log, cwd=self._folder, env=_ENVIRONMENT
+                    command, stdin=subprocess.DEVNULL, stderr=log, cwd=self._folder, env=self._environment
                 )
 
     def wait_ready(self) -> None:
@@ -128,8 +135,8 @@ class Cluster:
             self.processes[node].wait()
             if node in self._ranks:
                 self._ranks.pop(node).close()
-            shutil.rmtree(self._shm / f"n{node}")
-            shutil.rmtree(self._run_dir(node))
+            shutil.rmtree(self.memory / f"n{node}")
+            shutil.rmtree(self.run_dir(node))
 
     def cpu_s(self) -> dict[int, float]:
         """The CPU seconds that each daemon has used, user and system."""
@@ -150,13 +157,13 @@ class Cluster:
 
     def events(self, node: int, event: str) -> list[dict[str, Any]]:
         """The entries of that kind in a node's event record."""
-        path = self._run_dir(node) / "events.jsonl"
+        path = self.run_dir(node) / "events.jsonl"
         entries = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
         return [entry for entry in entries if entry["event"] == event]
 
     def status(self, node: int) -> dict[str, Any]:
         """What `ckptd status` prints."""
-        client = Client(self._run_dir(node), JOB)
+        client = Client(self.run_dir(node), JOB)
         try:
             return client.document("Status")
         finally:
@@ -216,7 +223,7 @@ class Cluster:
         return time.time()
 
     def _attach(self, node: int) -> Client:
-        client = self._ranks[node] = Client(self._run_dir(node), JOB)
+        client = self._ranks[node] = Client(self.run_dir(node), JOB)
         client.attach(rank=node, world=len(self.nodes), local_world=1)
         return client
 
@@ -225,9 +232,6 @@ class Cluster:
             return bool(self.status(node)["ready"])
         except DaemonUnavailable:
             return False
-
-    def _run_dir(self, node: int) -> Path:
-        return self._folder / f"n{node}"
 
 
 def _free_address(host: str) -> str:

@@ -6,6 +6,7 @@ Bulk bytes move through the slots, which both sides map. A client is used from o
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,11 +15,16 @@ import grpc
 
 from ckptd.ckpt.errors import AccessError, CkptdError, DaemonUnavailable, UsageError
 from ckptd.ckpt.model import Version, check_job_name
+from ckptd.ckpt.rounds import Agent, Ended, Standing
 from ckptd.ckpt.strict import json_object
 from ckptd.ckpt.tables import STEP_MAX
 from ckptd.ckpt.wire import ckptd_pb2 as pb
 from ckptd.ckpt.wire.rpc import LOCAL, MESSAGE_MAX, METHODS, error_of
 from ckptd.ckpt.wire.translate import version_in, version_out
+from ckptd.ckpt.wire.translate_rounds import agent_out, standing_in
+
+TEND_S = 2.0
+"""How long a daemon may take to answer an agent, which has trainers to look after."""
 
 WAIT_MAX_S = 3600.0
 """The longest that a capture may wait for a slot."""
@@ -102,8 +108,8 @@ class Channel(Protocol):
         """The gathered files are no longer needed (mappings stay valid until unmapped)."""
         ...
 
-    def reserve(self, size: int) -> None:
-        """Make and pre-fault this rank's slots for images of `size` bytes. Raises MemoryBudgetError."""
+    def reserve(self, size: int) -> list[Path]:
+        """Make and pre-fault this rank's slots for images of `size` bytes; return their files. Raises MemoryBudgetError."""
         ...
 
     def begin(self, version: Version, size: int, wait_s: float = 0.0) -> Slot | None:
@@ -184,8 +190,8 @@ class Client:
     def release(self, version: Version) -> None:
         self._call("Release", version=_named(version))
 
-    def reserve(self, size: int) -> None:
-        self._call("Reserve", 600.0, rank=self._rank, size=size)
+    def reserve(self, size: int) -> list[Path]:
+        return [Path(path) for path in self._call("Reserve", 600.0, rank=self._rank, size=size).paths]
 
     def begin(self, version: Version, size: int, wait_s: float = 0.0) -> Slot | None:
         if not 0.0 <= wait_s <= WAIT_MAX_S:  # which nan is not either
@@ -212,6 +218,26 @@ class Client:
             raise UsageError(f"timeout {timeout_s} s: expected 0 or more")
         fields = {"version": _named(version), "level": level, "timeout_s": timeout_s}
         return str(self._call("Wait", timeout_s + 10.0, **fields).level)
+
+    def tend(self, agent: Agent, *, workers: Sequence[int] = (), wait_s: float = 0.0) -> Standing:
+        """As this node's agent: say that it is there and what it wants; learn how it stands.
+
+        `workers` are the processes of its trainers, which are killed when it dies. The answer waits up to `wait_s` seconds
+        for a seat in a round. Raises AccessError where the node has another agent, UsageError for a wrong --nnodes.
+        """
+        fields = {"pid": os.getpid(), "pid_namespace": pid_namespace(), "workers": workers, "wait_s": wait_s}
+        return standing_in(self._call("Tend", wait_s + TEND_S, job=self._job, agent=agent_out(agent), **fields))
+
+    def leave(self, name: str, ended: Ended, reason: str = "") -> None:
+        """As the agent of this name: the trainers are `done`, or have `failed` for good, or it just goes (`gone`)."""
+        self._call("Leave", TEND_S, name=name, ended=ended, reason=reason)
+
+    def restart(
+        self, reason: str, *, isolate: Sequence[int] = (), admit: Sequence[int] = (), give_up: bool = False
+    ) -> dict[str, Any]:
+        """Have all agents join anew without the isolated nodes, or end the job. Raises UsageError when it can't be done."""
+        fields = {"isolate": isolate, "admit": admit, "give_up": give_up}
+        return json_object(self._call("Restart", reason=reason, **fields).json)
 
     def document(self, method: str, timeout_s: float | None = None, **fields: int) -> dict[str, Any]:
         """What the command line shows: Status, List, Verify, Recover or Incidents."""
@@ -255,6 +281,14 @@ class Client:
             raise error_of(error, f"{method.lower()} at {self._where}") from error
         except ValueError as error:
             raise DaemonUnavailable(f"{self._where}: this client was closed") from error
+
+
+def pid_namespace() -> int:
+    """Names the set of process ids that this process sees; 0 where the system does not say."""
+    try:
+        return Path("/proc/self/ns/pid").stat().st_ino
+    except OSError:
+        return 0
 
 
 def _named(version: Version) -> pb.Version | None:

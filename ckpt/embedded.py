@@ -5,6 +5,7 @@ The daemon runs in a session of its own, so it outlives the trainer: that is wha
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import logging
 import os
@@ -31,27 +32,50 @@ def connect(*, job: str | None = None, persist_every: int | str | None = None, s
     starts the daemon and the others find it. Raises UsageError for bad settings, DaemonUnavailable when it won't start.
     """
     settings = read(job=job, persist_every=persist_every, storage=storage)
+    daemon = start_if_none(settings)
+    if daemon is not None:
+        log.warning(
+            "ckptd: no daemon ran on this node, so one was started (pid %d, log %s); it outlives this process, "
+            "stop it with: kill %d",
+            daemon.pid, log_of(settings), daemon.pid,
+        )  # fmt: skip
+        daemon.returncode = 0  # nobody waits for it: without this Python warns that it still runs
+    return Client(settings.where(), settings.job)
+
+
+def start_if_none(settings: Settings) -> subprocess.Popen[bytes] | None:
+    """Start this node's daemon in a session of its own and wait until it answers; None where one answers already.
+
+    Raises UsageError for bad settings, DaemonUnavailable when it won't start.
+    """
     run_dir = private_dir(settings.where())
     with (run_dir / "starting").open("w") as guard:
         fcntl.flock(guard, fcntl.LOCK_EX)
-        try:
-            client = Client(run_dir, settings.job, timeout_s=5.0)
+        return None if _answers(settings, 5.0) else _start(settings, run_dir)
+
+
+def log_of(settings: Settings) -> Path:
+    """Where a daemon that is started here writes its log."""
+    return settings.where() / "daemon.log"
+
+
+def _answers(settings: Settings, timeout_s: float) -> bool:
+    try:
+        with contextlib.closing(Client(settings.where(), settings.job, timeout_s=timeout_s)) as client:
             client.document("Status")
-            client.close()
-        except DaemonUnavailable:
-            _start(settings, run_dir)
-    return Client(run_dir, settings.job)
+    except DaemonUnavailable:
+        return False
+    return True
 
 
-def _start(settings: Settings, run_dir: Path) -> None:
+def _start(settings: Settings, run_dir: Path) -> subprocess.Popen[bytes]:
     settings.config()  # says what is wrong with the settings here, not in a log file
     command = [sys.executable, "-m", "ckptd.daemon.cli", "serve", "--job", settings.job, "--run-dir", str(run_dir)]
     if settings.persist_every:
         command += ["--persist-every", str(settings.persist_every)]
     if settings.storage:
         command += ["--storage", str(settings.storage)]
-    log_path = run_dir / "daemon.log"
-    with log_path.open("a") as out:
+    with log_of(settings).open("a") as out:
         daemon = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True, env=_environment()
         )
@@ -59,23 +83,14 @@ def _start(settings: Settings, run_dir: Path) -> None:
     while time.monotonic() < deadline:
         if daemon.poll() is not None:
             raise DaemonUnavailable(
-                f"the daemon ended with code {daemon.returncode} at its start: {_last_line(log_path)}"
+                f"the daemon ended with code {daemon.returncode} at its start: {_last_line(log_of(settings))}"
             )
-        try:
-            client = Client(run_dir, settings.job, timeout_s=2.0)
-            client.document("Status")
-            client.close()
-        except DaemonUnavailable:
-            time.sleep(_POLL_S)  # a process is starting; there is nothing to wait on but its socket
-        else:
-            log.warning(
-                "ckptd: no daemon ran on this node, so one was started (pid %d, log %s); it outlives this process, "
-                "stop it with: kill %d",
-                daemon.pid, log_path, daemon.pid,
-            )  # fmt: skip
-            daemon.returncode = 0  # nobody waits for it: without this Python warns that it still runs
-            return
-    raise DaemonUnavailable(f"the daemon did not answer within {_START_S:.0f} s; look at {log_path}")
+        if _answers(settings, 2.0):
+            return daemon
+        time.sleep(_POLL_S)  # a process is starting; there is nothing to wait on but its socket
+    daemon.kill()
+    daemon.wait()
+    raise DaemonUnavailable(f"the daemon did not answer within {_START_S:.0f} s; look at {log_of(settings)}")
 
 
 def _environment() -> dict[str, str]:

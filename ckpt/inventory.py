@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ckptd.ckpt.model import GroupMap, Image, Table, Version
+from ckptd.ckpt.rounds import Agent, Isolation, Round, Wish
 
 Origin = Literal["captured", "peer", "parity", "storage"]
 ORIGINS: tuple[Origin, ...] = ("captured", "peer", "parity", "storage")
@@ -91,6 +92,12 @@ class Report:
     """What the node says that it fails together with."""
     scanned: bool = True
     """False while a restarted daemon still verifies what it found; nobody decides without it."""
+    agent: Agent | None = None
+    """The launcher of the node's trainers; None before one has called, also at a daemon that was restarted."""
+    wish: Wish | None = None
+    """The newest round that somebody asked this node to have ended."""
+    isolations: tuple[Isolation, ...] = ()
+    """What this node knows of nodes that are kept out of the training."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +127,9 @@ class Ledger:
     reports: tuple[Report, ...] = ()
     """The newest report of every live node, by node."""
     lost: tuple[int, ...] = ()
+    round: Round | None = None
+    """The agents that train together, or did last."""
+    isolations: tuple[Isolation, ...] = ()
 
     @property
     def left(self) -> frozenset[int]:

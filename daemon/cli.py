@@ -26,6 +26,7 @@ from ckptd.ckpt.settings import read
 from ckptd.daemon import bars, certs_command, tables
 from ckptd.daemon.cli_options import AsJson, Bandwidth, CpuShare, Domain, GroupSize, Job, Parity, RunDir, Slots, TlsDir
 from ckptd.daemon.incidents_command import incidents
+from ckptd.daemon.launch_commands import RUN_SETTINGS, restart, run
 from ckptd.daemon.plan_command import plan
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,8 @@ app = typer.Typer(
 )
 
 app.command("plan")(plan)
+app.command("run", context_settings=RUN_SETTINGS)(run)
+app.command("restart")(restart)
 
 
 def _show_version(wanted: bool) -> None:
@@ -111,7 +114,7 @@ def serve(
     One node needs nothing: `ckptd serve`. Several nodes: the same `--nodes` and `--secret-file` everywhere,
     and each its own `--node`.
     """
-    from ckptd.daemon.main import serve as run
+    from ckptd.daemon.main import serve as run_daemon
 
     _log(verbose)
     settings = read(
@@ -122,7 +125,7 @@ def serve(
     )  # fmt: skip
     found = settings.found_domain()
     log.info("failure domain: %s (%s)", found.domain or "unknown", found.source)
-    run(settings.config(), clean_exit=clean_exit)
+    run_daemon(settings.config(), clean_exit=clean_exit)
 
 
 app.command()(certs_command.certs)

@@ -24,6 +24,7 @@ from ckptd.ckpt.recovery import (
     sources_for,
     tables_of,
 )
+from ckptd.daemon.rounds import Rounds
 
 TABLES_MAX = 4
 
@@ -60,6 +61,7 @@ class Collector:
         self._protect: Version | None = None
         self._tables: dict[Version, Table] = {}
         """What was announced: tables of versions that were moved to another map stay as they are while that map lasts."""
+        self.rounds = Rounds(boot, config.timing.lost_after_s)
 
     def observe(self, report: Report, now: float) -> bool:
         """Take in a report; return whether it says anything new. Late and repeated ones only show that the node lives."""
@@ -86,6 +88,7 @@ class Collector:
         self._persist = ledger.table(ledger.persist) if ledger.persist else None
         self._protect = ledger.protect
         self._tables = {table.version: table for table in reversed(ledger.tables)}
+        self.rounds.follow(ledger)
 
     def published(self, version: Version) -> None:
         """The manifest of `version` was written."""
@@ -97,7 +100,7 @@ class Collector:
             # What it heard when it led before may be long out of date. Everybody reports again within a moment.
             me = self._config.node
             self._leading_since, self._seen = now, {node: seen for node, seen in self._seen.items() if node == me}
-        facts = self._facts(now)
+        facts = self.rounds.advance(self._facts(now), now)
         known = {version: tables for version, tables in tables_of(facts).items() if is_complete(tables[0])}
         self._seal(facts, known)
         tables = {version: self._table_for(facts, of) for version, of in known.items()}
@@ -162,6 +165,7 @@ class Collector:
 
     def check_invariants(self) -> None:
         """Each node's newest report is the newest that was heard of that run of it."""
+        self.rounds.check_invariants()
         for node, (report, _) in self._seen.items():
             assert report.node == node, f"a report of node {report.node} stands for node {node}"
             newest_seq = self._seqs[node, report.boot]

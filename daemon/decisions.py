@@ -6,8 +6,6 @@ answer to nobody would still begin an epoch, and so end the life that has been d
 
 from __future__ import annotations
 
-from zlib import crc32
-
 from ckptd.ckpt.client import Decision
 from ckptd.ckpt.config import Config
 from ckptd.ckpt.errors import StaleStepError
@@ -17,6 +15,8 @@ from ckptd.daemon import events as ev
 
 LEAP = 1000
 """More lives than a node is likely to have missed, or to have seen while it could not be heard."""
+LEAPS_FROM_S, LEAPS_MAX = 1_704_067_200.0, 9_000_000_000
+"""Leaps count tenths of seconds since 2024, and end in 2052: epochs have ten digits."""
 
 
 class Decisions:
@@ -65,9 +65,11 @@ class Decisions:
         known += [item.version.epoch for item in asked.stored]
         following = max([epoch, ledger.epoch, *known]) + 1
         if ledger.lost:
-            # Who can't be heard may hold images of a later life than we know of, and come back with them: two lives under
-            # one epoch would be mixed. So this one leaps ahead, to a number that nobody else is likely to choose.
-            following += LEAP * (1 + crc32(f"{self._boot}/{ledger.seq}".encode()) % (1 << 20))
+            # Who can't be heard may hold images of a later life than we know of, and come back with them. Two lives under
+            # one epoch would be mixed, and one that began later under a smaller epoch could seal nothing any more. So this
+            # one leaps ahead, to the time: greater than what was decided elsewhere until now.
+            tenths = int((asked.clock_s - LEAPS_FROM_S) * 10)
+            following = max(following + LEAP, min(tenths, LEAPS_MAX))
         # Two nodes may be asked at once (a rank 0 that was replaced elsewhere still runs): each has numbers of its own.
         following += (self._config.node + 1 - following) % len(self._config.nodes)
         return Decision(following, chosen.version, chosen.rung, chosen.reason, chosen.world)

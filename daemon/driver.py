@@ -17,7 +17,9 @@ from typing import Any, TypeVar
 
 from ckptd.ckpt.errors import CkptdError, DaemonUnavailable
 from ckptd.daemon import events as ev
+from ckptd.daemon.agent_watch import AgentWatch
 from ckptd.daemon.jobs import Jobs
+from ckptd.daemon.launch_events import AgentCame
 from ckptd.daemon.node import Node
 from ckptd.daemon.peers import Peers
 from ckptd.daemon.record import EventRecord
@@ -37,7 +39,7 @@ class Driver:
 
     def __init__(self, node: Node, segments: Segments, jobs: Jobs, peers: Peers, record: EventRecord) -> None:
         self._node, self._segments, self._jobs, self._peers, self._record = node, segments, jobs, peers, record
-        self._watch = TrainerWatch()
+        self._watch, self._agents = TrainerWatch(), AgentWatch()
         self._inbox: queue.Queue[ev.Event | Callable[[], None]] = queue.Queue(maxsize=10_000)
         self._tickets = itertools.count(_FIRST_TICKET)
         self._waiting: dict[ev.Ticket, Future[Any]] = {}
@@ -124,8 +126,9 @@ class Driver:
             if now >= next_tick:
                 next_tick = now + TICK_S
                 self._handle(ev.Tick())
-                for gone in self._watch.gone():
-                    self._handle(gone)
+                ended: list[ev.Event] = [*self._watch.gone(), *self._agents.gone()]
+                for event in ended:
+                    self._handle(event)
             try:
                 item = self._inbox.get(timeout=next_tick - now if next_tick > now else 0.0)
             except queue.Empty:
@@ -146,10 +149,13 @@ class Driver:
             if not future.done():
                 future.set_exception(DaemonUnavailable(_STOPPING))
         self._watch.close()
+        self._agents.close()
 
     def _handle(self, event: ev.Event) -> None:
         if isinstance(event, ev.AttachAsked):
             self._watch.add(event.rank, event.pid)
+        if isinstance(event, AgentCame) and event.watched and self._node.launch.admits(event.agent.name):
+            self._agents.add(event.agent.name, event.pid, event.workers)
         for effect in self._node.handle(event, time.monotonic()):
             self._perform[type(effect)](effect)
 

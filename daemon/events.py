@@ -12,6 +12,8 @@ from ckptd.ckpt.errors import CkptdError
 from ckptd.ckpt.inventory import Ledger, Origin, Parity, Report
 from ckptd.ckpt.model import Image, Table, Version
 from ckptd.ckpt.recovery import Stored
+from ckptd.ckpt.rounds import Standing
+from ckptd.daemon.launch_events import AgentCame, AgentEnded, RestartAsked
 
 Ticket = int
 
@@ -94,6 +96,8 @@ class DecideAsked:
     stored: tuple[Stored, ...]
     pid: int = 0
     """The process of rank 0 that asks; 0 for somebody who is no trainer."""
+    clock_s: float = 0.0
+    """What time it is on this node, in seconds since 1970."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,8 +245,7 @@ class ParityDamaged:
 Event = (
     Scanned | Tick | ReportCame | LedgerCame | AttachAsked | RankGone | DecideAsked | JoinAsked | BeginAsked
     | CommitAsked | AbortAsked | PersistAsked | SlotMade | Recorded | RebuildAsked | ParityMade | Rebuilt | Written
-    | Published | Removed
-    | Damaged | Repaired | ParityDamaged
+    | Published | Removed | Damaged | Repaired | ParityDamaged | AgentCame | AgentEnded | RestartAsked
 )  # fmt: skip
 
 
@@ -260,7 +263,7 @@ class Granted:
 @dataclass(frozen=True, slots=True)
 class Answer:
     ticket: Ticket
-    value: Attachment | Decision | Granted | bool | CkptdError | None
+    value: Attachment | Decision | Granted | Standing | bool | CkptdError | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,10 @@ from ckptd.daemon.collector import Collector, newest
 from ckptd.daemon.decisions import Decisions
 from ckptd.daemon.duties import Duties
 from ckptd.daemon.events import named, note, refuse
+from ckptd.daemon.launch import Launch
+from ckptd.daemon.launch_events import AgentCame, AgentEnded, RestartAsked
 from ckptd.daemon.ranks import Ranks, Trainer
+from ckptd.daemon.rounds import news_of_rounds
 from ckptd.daemon.slots import Known, Slots
 
 
@@ -37,6 +40,7 @@ class Node:
         self.slots = Slots(config, self.ranks, self.duties)
         self.catalog = self.slots.catalog
         self.decisions = Decisions(config, boot)
+        self.launch = Launch(config.node, len(config.nodes))
         self.ledger: Ledger | None = None
         self.epoch = 0
         self.sealed: Version | None = None
@@ -78,6 +82,9 @@ class Node:
             ev.Damaged: self._on_damaged,
             ev.Repaired: self._on_repaired,
             ev.ParityDamaged: self._on_parity_damaged,
+            AgentCame: self._on_agent_came,
+            AgentEnded: self._on_agent_ended,
+            RestartAsked: self._on_restart_asked,
         }
 
     def handle(self, event: ev.Event, now: float) -> list[ev.Effect]:
@@ -111,6 +118,9 @@ class Node:
             wanted=self.wanted,
             domain=self.config.domain,
             scanned=self.scanned,
+            agent=self.launch.agent,
+            wish=self.launch.wish,
+            isolations=self.launch.isolations,
         )
         if before is None or report != before:
             before = self._said = replace(report, seq=before.seq + 1) if before else report
@@ -145,7 +155,7 @@ class Node:
         effects: list[ev.Effect] = [
             ev.Send(node, ledger) for node in range(len(self.config.nodes)) if node != self.config.node
         ]
-        effects += self._news_of_nodes(before, ledger)
+        effects += [*self._news_of_nodes(before, ledger), *news_of_rounds(before, ledger)]
         effects += self._adopt(ledger, now)
         table = self.collector.ready_to_publish(ledger)
         if table:
@@ -177,6 +187,7 @@ class Node:
         return [ev.Remember(self.epoch, self.sealed)] if self.scanned else []
 
     def _on_tick(self, _event: ev.Tick, now: float) -> list[ev.Effect]:
+        self.launch.tick(now)
         return self._work(now)
 
     def _on_report(self, event: ev.ReportCame, now: float) -> list[ev.Effect]:
@@ -202,6 +213,7 @@ class Node:
         self._boots |= {report.node: report.boot for report in ledger.reports}
         if ledger.collector != self.config.node:
             self.collector.follow(ledger, now)
+        self.launch.follow(ledger)
         effects: list[ev.Effect] = []
         sealed = newest(self.sealed, ledger.sealed)
         if sealed is not None and sealed != self.sealed:
@@ -280,6 +292,25 @@ class Node:
             self.duties.hurry()
         return [ev.Answer(event.ticket, stored)]
 
+    # ---- agents -------------------------------------------------------------------------------
+
+    def _on_agent_came(self, event: AgentCame, now: float) -> list[ev.Effect]:
+        before = self.launch.agent
+        problem = self.launch.came(event, self.ledger, now)
+        self._changed |= self.launch.agent != before
+        return [ev.Answer(event.ticket, problem or self.launch.standing(event.agent.name, self.ledger))]
+
+    def _on_agent_ended(self, event: AgentEnded, _now: float) -> list[ev.Effect]:
+        self.launch.ended(event)
+        self._changed = True
+        return [note("agent_ended", how=event.ended, reason=event.reason)]
+
+    def _on_restart_asked(self, event: RestartAsked, _now: float) -> list[ev.Effect]:
+        problem = self.launch.ask(event, self.ledger)
+        self._changed = True
+        asked = {"reason": event.reason, "isolate": list(event.isolate), "refused": str(problem or "")}
+        return [ev.Answer(event.ticket, problem), note("restart_asked", **asked)]
+
     # ---- recovery -----------------------------------------------------------------------------
 
     def _on_decide(self, event: ev.DecideAsked, now: float) -> list[ev.Effect]:
@@ -344,7 +375,7 @@ class Node:
 
     def check_invariants(self) -> None:
         """What must hold after every event; called by tests and simulation."""
-        for part in (self.catalog, self.duties, self.ranks, self.collector):
+        for part in (self.catalog, self.duties, self.ranks, self.collector, self.launch):
             part.check_invariants()
         if self.ledger and self.ledger.sealed:
             assert self.sealed is not None, "a sealed version was announced and not kept"

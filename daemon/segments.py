@@ -17,11 +17,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ckptd.ckpt import shm, tables
-from ckptd.ckpt.errors import AccessError, CorruptionError, MemoryBudgetError
+from ckptd.ckpt.errors import AccessError, CorruptionError
 from ckptd.ckpt.inventory import ORIGINS, Origin, Parity
 from ckptd.ckpt.model import PIECE, Image, Table, Version
 from ckptd.ckpt.pieces import digest_of, piece_sum, sums_of
 from ckptd.daemon.events import Damaged, FoundParity, FoundSlot, ParityDamaged, SlotId
+from ckptd.daemon.files import Files, Make
 from ckptd.daemon.records import (
     PARITY_FILE,
     PARITY_RECORD,
@@ -39,8 +40,6 @@ from ckptd.daemon.records import (
 from ckptd.daemon.restored import Restored
 
 log = logging.getLogger(__name__)
-
-Make = Callable[[Path, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +71,9 @@ class Segments:
         """Open the directory. Raises AccessError when it is in use, or not `owner`'s."""
         self.directory = shm.private_dir(directory)
         self.restored = Restored(self.directory / "restore")
-        self._budget = memory_bytes
+        self._files = Files(self.directory, memory_bytes)
         self._lock = threading.RLock()
         self._assigned: dict[SlotId, tuple[str, int]] = {}
-        self._spare: list[tuple[str, int]] = []
-        """Files that hold nothing: (name, size). A slot's file is only given to the same rank again."""
-        self._views: dict[str, memoryview] = {}
-        """Mappings of files, which are used again and again: a new one costs a fault for each page."""
         self._slots: dict[SlotId, _Slot] = {}
         self._parities: dict[Parity, _ParityEntry] = {}
         self.on_damage: Callable[[Damaged | ParityDamaged], None] = lambda _: None
@@ -116,7 +111,7 @@ class Segments:
             if path.name not in taken and SLOT_FILE.fullmatch(path.name):
                 path.unlink()  # whoever was filling it may do so yet, and must not meet its successor there
             elif path.name not in taken and PARITY_FILE.fullmatch(path.name):
-                self._spare.append((path.name, path.stat().st_size))
+                self._files.give(path.name, path.stat().st_size)
         return tuple(slot.found for slot in self._slots.values()), tuple(p.found for p in self._parities.values())
 
     def close(self, *, clean: bool) -> None:
@@ -145,26 +140,20 @@ class Segments:
 
     def usage(self) -> dict[str, int]:
         """Bytes on the tmpfs: of slots and of parities, whether they hold something now or not."""
-        sizes = {"payload": 0, "parity": 0}
-        for path in self.directory.iterdir():
-            kind = "payload" if SLOT_FILE.fullmatch(path.name) else "parity" if PARITY_FILE.fullmatch(path.name) else ""
-            with contextlib.suppress(FileNotFoundError):  # given up at this moment
-                if kind:
-                    sizes[kind] += path.stat().st_size
-        return sizes
+        return self._files.usage()
 
     # ---- slots ------------------------------------------------------------------------------------
 
-    def reserve(self, rank: int, size: int, count: int) -> None:
-        """See to it that `count` files of `size` bytes exist for the rank, in use or spare. Raises MemoryBudgetError."""
+    def reserve(self, rank: int, size: int, count: int) -> list[Path]:
+        """See that `count` files of `size` bytes exist for the rank, in use or spare. Raises MemoryBudgetError."""
         with self._lock:
-            have = sum(1 for slot, (_, s) in self._assigned.items() if slot.rank == rank and s == size)
-            have += sum(1 for name, s in self._spare if s == size and name.startswith(f"rank-{rank:05d}."))
-            self._discard_spares(rank, size)
-        for _ in range(count - have):
-            name = self._make(f"rank-{rank:05d}.{secrets.token_hex(4)}.safetensors", size)
-            with self._lock:
-                self._spare.append((name, size))
+            have = [name for slot, (name, s) in self._assigned.items() if slot.rank == rank and s == size]
+        have += self._files.spares(f"rank-{rank:05d}.", size)
+        self._files.trim(f"rank-{rank:05d}.", {size})  # its layout has changed
+        for _ in range(count - len(have)):
+            have.append(self._files.make(f"rank-{rank:05d}.{secrets.token_hex(4)}.safetensors", size))
+            self._files.give(have[-1], size)
+        return [self.directory / name for name in have]
 
     def file_for(self, slot: SlotId, size: int, make: Make = shm.make_file) -> Path:
         """The slot's file, of exactly `size` bytes: its own, a spare, or what `make` makes. Raises MemoryBudgetError."""
@@ -175,9 +164,9 @@ class Segments:
             if name:
                 del self._assigned[slot]
                 (self.directory / name).unlink(missing_ok=True)
-            name = self._take_spare(f"rank-{slot.rank:05d}.", size) or ""
+            name = self._files.take(f"rank-{slot.rank:05d}.", size) or ""
         if not name:
-            name = self._make(f"rank-{slot.rank:05d}.{secrets.token_hex(4)}.safetensors", size, make)
+            name = self._files.make(f"rank-{slot.rank:05d}.{secrets.token_hex(4)}.safetensors", size, make)
         with self._lock:
             self._assigned[slot] = (name, size)
         return self.directory / name
@@ -188,7 +177,7 @@ class Segments:
         """Sum the slot's pieces, unless `sums` are known, and write its record: from now on it holds the image."""
         with self._lock:
             name, size = self._assigned[slot]
-        view = self._mapped(name, size, write=False)
+        view = self._files.mapped(name, size, write=False)
         sums = sums_of(view) if sums is None else sums
         image = Image(slot.rank, size, digest_of(sums, size))
         found = FoundSlot(slot, version, world, image, origin)
@@ -262,18 +251,17 @@ class Segments:
 
     def new_parity(self, size: int) -> tuple[str, memoryview]:
         """A file of `size` bytes for a parity and its untouched writable view. It holds nothing until `record_parity`."""
-        with self._lock:
-            name = self._take_spare("parity.", size)
+        name = self._files.take("parity.", size)
         if name is None:
-            name = self._make(f"parity.{secrets.token_hex(4)}.bin", size, shm.reserve_file)
-        return name, self._mapped(name, size, write=True)
+            name = self._files.make(f"parity.{secrets.token_hex(4)}.bin", size, shm.reserve_file)
+        return name, self._files.mapped(name, size, write=True)
 
     def record_parity(
         self, name: str, parity: Parity, table: Table, rows: tuple[tuple[int, ...], ...], sums: list[int]
     ) -> None:
         """Write the record of a finished parity: `rows` are the generator's parity rows that made it."""
         size = (self.directory / name).stat().st_size
-        view = self._mapped(name, size, write=True).toreadonly()
+        view = self._files.mapped(name, size, write=True).toreadonly()
         content = {
             "file": name, "group": parity.group, "stripe": parity.stripe, "row": parity.row, "size": size,
             "rows": rows, "sums": sums, "table": tables.table_to_json(table),
@@ -283,20 +271,21 @@ class Segments:
             replaced = self._parities.get(parity)  # a damaged one, made anew
             self._parities[parity] = _ParityEntry(name, FoundParity(parity, table), Stretch(view, sums))
             if replaced:
-                self._spare.append((replaced.file, len(replaced.stretch.view)))
+                self._files.give(replaced.file, len(replaced.stretch.view))
 
     def abandon_parity(self, name: str, size: int) -> None:
         """A parity that was not finished: its file may be used again."""
-        with self._lock:
-            self._spare.append((name, size))
+        self._files.give(name, size)
 
     def drop_parity(self, parity: Parity) -> None:
         self._parity_record(parity).unlink(missing_ok=True)
         with self._lock:
             entry = self._parities.pop(parity, None)
             if entry:
-                self._spare.append((entry.file, len(entry.stretch.view)))
-                self._trim_parities()
+                self._files.give(entry.file, len(entry.stretch.view))
+                sizes = {len(kept.stretch.view) for kept in self._parities.values()}
+                if sizes:  # segments that changed their length leave useless files
+                    self._files.trim("parity.", sizes)
 
     def parity(self, parity: Parity) -> Stretch | None:
         with self._lock:
@@ -356,45 +345,3 @@ class Segments:
                 if kept.stretch is stretch:
                     return ParityDamaged(parity)
         return None
-
-    # ---- files --------------------------------------------------------------------------------------
-
-    def _mapped(self, name: str, size: int, *, write: bool) -> memoryview:
-        """The mapping of a file, which is made once. Those of files that are gone since go."""
-        with self._lock:
-            self._views = {name: view for name, view in self._views.items() if (self.directory / name).exists()}
-            if name not in self._views:
-                self._views[name] = memoryview(shm.map_file(self.directory / name, size, write=write))
-            return self._views[name]
-
-    def _make(self, name: str, size: int, make: Make = shm.make_file) -> str:
-        if self._budget:
-            used = sum(self.usage().values())
-            if used + size > self._budget:
-                raise MemoryBudgetError(
-                    f"slots and parities take {used} bytes and {size} more are needed, the budget is {self._budget}; "
-                    "raise memory_bytes or use fewer slots"
-                )
-        make(self.directory / name, size)
-        return name
-
-    def _take_spare(self, prefix: str, size: int) -> str | None:
-        for item in [item for item in self._spare if item[1] == size and item[0].startswith(prefix)]:
-            self._spare.remove(item)
-            if (self.directory / item[0]).exists():
-                return item[0]
-        return None
-
-    def _discard_spares(self, rank: int, size: int) -> None:
-        """Spare files of another size are of no use to the rank any more: its layout has changed."""
-        for name, found in list(self._spare):
-            if name.startswith(f"rank-{rank:05d}.") and found != size:
-                self._spare.remove((name, found))
-                (self.directory / name).unlink(missing_ok=True)
-
-    def _trim_parities(self) -> None:
-        """Keep no more spare parity files than are in use: segments that changed their length leave useless ones."""
-        sizes = {len(entry.stretch.view) for entry in self._parities.values()}
-        for item in [item for item in self._spare if item[0].startswith("parity.") and sizes and item[1] not in sizes]:
-            self._spare.remove(item)
-            (self.directory / item[0]).unlink(missing_ok=True)

@@ -18,22 +18,25 @@ import grpc
 from google.protobuf.message import Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from ckptd.ckpt.client import WAIT_MAX_S, Attachment, Decision, Found
+from ckptd.ckpt.client import WAIT_MAX_S, Attachment, Decision, Found, pid_namespace
 from ckptd.ckpt.config import Config
 from ckptd.ckpt.errors import AccessError, CkptdError, CorruptionError, DaemonUnavailable, Unrecoverable, UsageError
 from ckptd.ckpt.inventory import Ledger
 from ckptd.ckpt.model import Version, check_job_name
 from ckptd.ckpt.recovery import is_settled
+from ckptd.ckpt.rounds import Standing
 from ckptd.ckpt.tables import PID_MAX, RANKS_MAX, SIZE_MAX, STEP_MAX, number
 from ckptd.ckpt.wire import ckptd_pb2 as pb
 from ckptd.ckpt.wire.rpc import ERROR_KEY, LOCAL, METHODS, status_of
 from ckptd.ckpt.wire.translate import version_in, version_out
+from ckptd.ckpt.wire.translate_rounds import agent_in, ended_in, reason_in, standing_out
 from ckptd.daemon import events as ev
 from ckptd.daemon import views
 from ckptd.daemon.admission import Admission
 from ckptd.daemon.driver import Driver
 from ckptd.daemon.gatherings import Gatherings
 from ckptd.daemon.jobs import Jobs
+from ckptd.daemon.launch_events import AgentCame, AgentEnded, RestartAsked
 from ckptd.daemon.node import Node
 from ckptd.daemon.observe.watcher import Watcher
 from ckptd.daemon.record import EventRecord
@@ -44,6 +47,7 @@ log = logging.getLogger(__name__)
 
 _ANSWER_S = 60.0
 _POLL_S = 0.02
+WAITING = ("wait", "spare")
 LEVELS = ("none", "captured", "sealed", "persisted")
 
 
@@ -108,7 +112,7 @@ class LocalServer:
         pid = number("process id", request.pid, PID_MAX)
         stored = tuple(step.stored for step in self._jobs.stored())
         answer: Decision = self._driver.ask(
-            lambda ticket: ev.DecideAsked(ticket, request.world, request.fresh, stored, pid), _ANSWER_S
+            lambda ticket: ev.DecideAsked(ticket, request.world, request.fresh, stored, pid, time.time()), _ANSWER_S
         )
         self._watcher.decided(answer.epoch, answer.version.step if answer.version else 0, answer.source)
         return pb.DecideReply(
@@ -157,13 +161,12 @@ class LocalServer:
         self._gatherings.release(version_in(request.version))
         return pb.Empty()
 
-    def reserve(self, request: pb.ReserveRequest) -> pb.Empty:
+    def reserve(self, request: pb.ReserveRequest) -> pb.ReserveReply:
         rank, size = number("rank", request.rank, RANKS_MAX), _size(request.size)
         if not self._poll(lambda node: node.scanned, _ANSWER_S):  # a file that is made meanwhile would be found twice
             raise DaemonUnavailable("this daemon still reads what an earlier one left; try again")
         self._admission.admit(rank, size, self._driver.look(lambda node: [rank for rank, _ in node.ranks]))
-        self._segments.reserve(rank, size, self._config.slots)
-        return pb.Empty()
+        return pb.ReserveReply(paths=map(str, self._segments.reserve(rank, size, self._config.slots)))
 
     def begin(self, request: pb.BeginRequest) -> pb.BeginReply:
         version, size = version_in(request.version), _size(request.size)
@@ -214,6 +217,34 @@ class LocalServer:
         version, wanted = version_in(request.version), LEVELS.index(request.level)
         self._poll(lambda node: LEVELS.index(views.level(node, version)) >= wanted, min(request.timeout_s, 3600.0))
         return pb.WaitReply(level=self._driver.look(lambda node: views.level(node, version)))
+
+    # ---- agents -----------------------------------------------------------------------------------------
+
+    def tend(self, request: pb.TendRequest) -> pb.TendReply:
+        """An agent calls; the answer waits up to `wait_s` for a place in a round."""
+        self._check_job(request.job)
+        if not 0.0 <= request.wait_s <= _ANSWER_S:
+            raise UsageError(f"wait_s {request.wait_s}: expected 0 to {_ANSWER_S:.0f}")
+        agent, here = agent_in(request.agent), request.pid_namespace == pid_namespace()
+        pid = number("process id", request.pid, PID_MAX) if here else 0
+        workers = tuple(number("process id", worker, PID_MAX) for worker in request.workers)
+        stands: Standing = self._driver.ask(lambda ticket: AgentCame(ticket, agent, pid, workers), _ANSWER_S)
+        if stands.state in WAITING:
+            self._poll(lambda node: node.launch.standing(agent.name, node.ledger).state not in WAITING, request.wait_s)
+            stands = self._driver.look(lambda node: node.launch.standing(agent.name, node.ledger))
+        return standing_out(stands)
+
+    def leave(self, request: pb.LeaveRequest) -> pb.Empty:
+        self._driver.post(AgentEnded(request.name, ended_in(request.ended), reason_in(request.reason)))
+        return pb.Empty()
+
+    def restart(self, request: pb.RestartRequest) -> pb.Document:
+        """All agents join anew, or the job is given up."""
+        reason, isolate, admit = reason_in(request.reason), tuple(request.isolate), tuple(request.admit)
+        self._driver.ask(
+            lambda ticket: RestartAsked(ticket, reason, isolate, admit, give_up=request.give_up), _ANSWER_S
+        )
+        return _document({"reason": reason, "isolated": isolate, "admitted": admit, "given_up": request.give_up})
 
     # ---- the command line -------------------------------------------------------------------------------
 

@@ -60,6 +60,7 @@ def status(content: dict[str, Any]) -> RenderableType:
         ),
         ("snapshots skipped", str(content["skipped"])),
         ("waited for a slot", f"{content['waited']['count']} times, {content['waited']['seconds']:.1f} s in all"),
+        *_launch(content.get("launch")),
     )
     problem = [Text(content["reason"], style="red")] if content["reason"] else []
     seen = [Text(text, style="red" if bad else "dim") for bad, text in _watched(content.get("watch", {}))]
@@ -76,6 +77,16 @@ def _watched(content: dict[str, Any]) -> list[tuple[bool, str]]:
         for item in content.get("suspicions", [])
     ]
     return wrong + [(False, f"not seen: {text}") for text in content.get("remarks", [])[:8]]
+
+
+def _launch(launch: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """The round of agents, where there are any."""
+    if not launch or not (launch["round"] or launch["isolated"]):
+        return []
+    members = ", ".join(map(str, launch["members"]))
+    why = f" ({launch['reason']})" if launch["reason"] else ""
+    lines = [("launch round", f"{launch['round']} {launch['state']}: nodes {members}{why}")]
+    return lines + [(f"node {row['node']} is isolated", row["reason"]) for row in launch["isolated"]]
 
 
 def _lag(sealing: dict[str, Any]) -> str:

@@ -9,8 +9,10 @@ from ckptd.ckpt.inventory import Ledger
 from ckptd.ckpt.model import Version
 from ckptd.ckpt.placement import breaches, explain
 from ckptd.ckpt.recovery import Plan, losses_tolerated, plan, sources_for, tables_of
+from ckptd.ckpt.rounds import isolated
 from ckptd.ckpt.storage import Step
 from ckptd.daemon.node import Node
+from ckptd.daemon.rounds import state_of, waits_for
 
 
 def named(version: Version | None) -> dict[str, int] | None:
@@ -34,6 +36,7 @@ def status(node: Node, usage: dict[str, int]) -> dict[str, Any]:
     base = {
         "job": config.job,
         "node": config.node,
+        "address": config.nodes[config.node],
         "parity": config.parity if len(config.nodes) > 1 else 0,
         "segment_dir": str(config.segment_dir),
         "trainers": [{"rank": rank, "pid": trainer.pid} for rank, trainer in node.ranks],
@@ -73,8 +76,24 @@ def status(node: Node, usage: dict[str, int]) -> dict[str, Any]:
         "persisted": named(ledger.persisted),
         "losses_tolerated": tolerated,
         "groups": _groups(ledger),
+        "persisting": named(ledger.persist),
+        "launch": _launch(ledger),
         "ok": not ledger.lost,
         "reason": f"nodes lost: {', '.join(map(str, ledger.lost))}" if ledger.lost else "",
+    }
+
+
+def _launch(ledger: Ledger) -> dict[str, Any]:
+    """The round of agents, and who is kept out of it; `round` is 0 before the first one."""
+    round_ = ledger.round
+    state = state_of(round_)
+    return {
+        "round": round_.number if round_ else 0,
+        "state": state,
+        "members": [member.node for member in round_.members] if round_ else [],
+        "reason": round_.over if round_ else "",
+        "waits_for": waits_for(ledger) if state == "gathering" else "",
+        "isolated": [{"node": node, "reason": reason} for node, reason in isolated(ledger.isolations).items()],
     }
 
 

@@ -8,31 +8,34 @@ the trip wires, and hands the commit to the worker; where no update came, the ne
 from __future__ import annotations
 
 import atexit
+import os
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from ckptd.ckpt.client import WAIT_MAX_S, Channel, Slot
+from ckptd.ckpt.client import WAIT_MAX_S, Channel
 from ckptd.ckpt.errors import StaleStepError, StateError, UsageError
 from ckptd.ckpt.model import Version, check_job_name
 from ckptd.ckpt.policy import Failures, cadence_of
 from ckptd.ckpt.settings import read
-from ckptd.integrations.capture import Capture, Wires
+from ckptd.integrations import process
 from ckptd.integrations.journal import Journal, OnError, Stats, logger
+from ckptd.integrations.outline import Outline
 from ckptd.integrations.ranks import Ranks
 from ckptd.integrations.restore import Restore, Snapshot
 from ckptd.integrations.rounds import Rounds, Turn
-from ckptd.integrations.session import Session, Ticket
+from ckptd.integrations.session import Session
 from ckptd.integrations.sigterm import Sigterm
-from ckptd.integrations.sources import Plan, signature_of
+from ckptd.integrations.sources import Plan
 from ckptd.integrations.state import Leaf, TrainingState
+from ckptd.integrations.watch import Watched
+from ckptd.integrations.window import Window
+from ckptd.integrations.wires import Watch
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -40,17 +43,6 @@ if TYPE_CHECKING:
 WhenFull = Literal["skip", "wait"]
 LEVELS = ("captured", "sealed", "persisted")
 _CLOSE_S = 30.0
-_PATIENCE_S = 2.0
-"""How long an update waits for the daemon to name a slot; usually it has done so long before."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Window:
-    """A capture that is neither committed nor discarded: the worker may still be copying."""
-
-    version: Version
-    ticket: Ticket
-    slot: Future[Slot | None]
 
 
 class Checkpointer:
@@ -71,6 +63,7 @@ class Checkpointer:
         full_wait_s: float = 10.0,
         sigterm_grace_s: float | None = None,
         on_error: OnError = "warn",
+        watch: Watch = "samples",
         channel: Channel | None = None,
         **state: object,
     ) -> None:
@@ -79,8 +72,9 @@ class Checkpointer:
         `persist_every` (the same) and `storage` say how often and where a daemon that is started here writes to disk.
         `when_full`: without a free slot, "skip" the snapshot or "wait" for one, `full_wait_s` at most. `sigterm_grace_s`:
         on SIGTERM take one last snapshot at the next step, have it persisted within so many seconds, and only then do what
-        the signal did before; give it on all ranks, or leave SIGTERM alone on all. `state`: modules, optimizers and
-        Stateful objects by name. `channel`: another way to a daemon, for tests.
+        the signal did before; give it on all ranks, or leave SIGTERM alone on all. `watch`: how writes behind the
+        optimizer's back are found, by "samples" of the tensors' bytes and torch's version counters, or by the "counters"
+        alone. `state`: modules, optimizers and Stateful objects by name. `channel`: another way to a daemon, for tests.
         Raises StateError for an object that cannot be captured, UsageError for the other arguments.
         """
         cadence = cadence_of(every, "every")
@@ -97,14 +91,12 @@ class Checkpointer:
         self._attempts = 0
         self._last = -1
         self._plan: Plan | None = None
-        self._wires = Wires([])
-        self._signature: tuple[object, ...] = ()
+        self._outline = Outline([])
+        self._watched = Watched(self._state.optimizers.values(), watch)
         self._room = 0
         self._reserved = 0
-        self._window: _Window | None = None
-        self._late: Future[Slot | None] | None = None
-        self._committed: Version | None = None
-        self._closed = False
+        self._closed = ""
+        """Why it can no longer be used; empty while it can."""
 
         def connect() -> Channel:
             if channel is not None:
@@ -113,8 +105,10 @@ class Checkpointer:
 
             return connect_to_node(job=self._job, persist_every=persist_every, storage=storage)
 
+        process.enter(self)
         self._session = Session(self._ranks, connect)
         self._session.full_wait_s = wait_s
+        self._window = Window(self._session, self._watched, self._journal)
         self._sigterm = sigterm
         self._rounds = Rounds(
             cadence,
@@ -133,8 +127,10 @@ class Checkpointer:
         Raises StateError when the snapshot does not fit the objects or the number of ranks, DaemonUnavailable,
         Unrecoverable, CorruptionError. On error the objects are unchanged (if no load_state_dict() of them failed).
         """
+        self._check_open()
         with self._guarding():
-            self._close_window()
+            self._window.close()
+        self._session.forget()
         decision = self._session.start(fresh=False)
         self._epoch = decision.epoch
         version = decision.version
@@ -152,7 +148,7 @@ class Checkpointer:
             ready = self._ranks.together(lambda: self._fetch(version))
             self._ranks.together(ready.apply)
         finally:
-            self._session.call(lambda channel: channel.release(version)).add_done_callback(self._note)
+            self._session.call(lambda channel: channel.release(version)).add_done_callback(self._window.note)
         self._last = version.step
         logger.info("ckptd: restored %s from %s: %s", version, decision.source, decision.reason)
         return version.step
@@ -174,7 +170,7 @@ class Checkpointer:
             if turn.last and self._sigterm is not None:
                 self._session.full_wait_s = self._sigterm.left_s  # there will be no other one
             with self._guarding():
-                self._close_window()
+                self._window.close()
                 if turn.due and self._alive():
                     self._capture(n)
         if turn.last and self._sigterm is not None:
@@ -190,7 +186,8 @@ class Checkpointer:
             raise UsageError(f"found level {level!r}, expected one of {', '.join(LEVELS)}")
         reached = "none"
         with self._guarding():
-            self._close_window()
+            self._check_open()
+            self._window.close()
             if self._epoch is not None:
                 with self.phase("checkpoint"):
                     reached = self._session.call(lambda channel: self._reached(channel, level, timeout_s)).result()
@@ -201,7 +198,8 @@ class Checkpointer:
         """Finish the last capture and let go of the daemon, which keeps its snapshots. Called at exit, too."""
         if self._closed:
             return
-        self._closed = True
+        self._closed = "this Checkpointer was closed; make another one"
+        process.leave(self)
         atexit.unregister(self.close)
         self._hook.remove()
         patience_s = _CLOSE_S
@@ -210,7 +208,7 @@ class Checkpointer:
         elif self._sigterm is not None:
             self._sigterm.close()
         with self._guarding():
-            self._close_window()
+            self._window.close()
         self._session.close(patience_s)
         self._journal.raise_pending()
 
@@ -220,6 +218,19 @@ class Checkpointer:
         `name`: eval, compile, checkpoint (the script's own), start, train. Raises UsageError for another one.
         """
         return self._session.signals.phase(name)
+
+    def abandon(self) -> None:
+        """For a forked child: the parent goes on with the daemon and the slots, here nothing may touch them."""
+        self._closed = f"this Checkpointer belongs to process {os.getppid()}, which was forked; make another one here"
+        atexit.unregister(self.close)
+        self._hook.remove()
+        self._journal = self._journal.anew()
+        self._window.abandon(self._journal)
+
+    @property
+    def job(self) -> str:
+        """The name of the job."""
+        return self._job
 
     @property
     def stats(self) -> Stats:
@@ -250,8 +261,7 @@ class Checkpointer:
 
     def _alive(self) -> bool:
         """Whether this life has its epoch; tries to begin one at the 1st, 2nd, 4th, 8th, ... call, alike on all ranks."""
-        if self._closed:
-            raise UsageError("this Checkpointer was closed; make another one")
+        self._check_open()
         if self._epoch is None:
             self._attempts += 1
             if self._attempts & (self._attempts - 1):
@@ -262,14 +272,14 @@ class Checkpointer:
     def _end(self, sigterm: Sigterm) -> None:
         """A rank was told to end. All have captured this step; who was told sees it safe and leaves, in the grace time."""
         with self._guarding():
-            self._close_window()
+            self._window.close()
             if self._epoch is not None:
                 safe = self._session.call(lambda channel: self._settle(channel, sigterm))
                 if sigterm.came:
                     level = safe.result(sigterm.left_s)
                     logger.warning(
                         "ckptd: SIGTERM: %s is %s, %.1f s of the grace time are left",
-                        self._committed,
+                        self._window.committed,
                         level,
                         sigterm.left_s,
                     )
@@ -281,7 +291,7 @@ class Checkpointer:
 
     def _settle(self, channel: Channel, sigterm: Sigterm) -> str:
         """Have the last snapshot persisted, or sealed where there is no storage."""
-        version = self._committed
+        version = self._window.committed
         if version is None:
             return "none"
         stored = channel.persist(version)
@@ -295,6 +305,10 @@ class Checkpointer:
         nodes = daemon.nodes if daemon else max(1, ranks.world // ranks.local_world)
         return Failures(mtbf_node_s=self._mtbf_node_s, nodes=nodes, parity=daemon.parity if daemon else 0)
 
+    def _check_open(self) -> None:
+        if self._closed:
+            raise UsageError(self._closed)
+
     def _fetch(self, version: Version) -> Restore:
         found = self._session.call(lambda channel: channel.gather(version)).result()
         return Restore(self._state, Snapshot(found, version, self._job, self._ranks.world), self._ranks)
@@ -306,10 +320,10 @@ class Checkpointer:
             raise StaleStepError(
                 f"found step {n} after step {self._last}; expected a greater one: steps only grow in a life"
             )
-        if self._late is not None and not self._late.done():
+        if self._window.is_late:
             self._journal.skipped(f"ckptd: step {n} was skipped, the daemon has not answered for an earlier one yet")
             return
-        if self._plan is not None and signature_of(self._state.probe()) != self._signature:
+        if not self._outline.same(self._state.probe()) or (self._window.moves and not self._outline.in_place()):
             self._plan = None
         leaves = self._state.lazy() if self._plan is None else []
         eager, document = self._state.eager()
@@ -317,12 +331,11 @@ class Checkpointer:
             self._plan, leaves = None, self._state.lazy()
         plan = self._plan or self._make_plan(leaves, eager, document)
         self._last = n
-        self._wires.arm()
-        capture = Capture(Version(self._epoch, n), plan, list(eager.values()), document, plan.mark())
-        ticket = Ticket()
-        self._window = _Window(capture.version, ticket, self._session.capture(capture, ticket))
+        version, copies = Version(self._epoch, n), list(eager.values())
+        outline = None if self._window.moves else self._outline
+        self._window.open(*self._watched.capture(version, plan, copies, document, self._state.staging, outline))
         if not self._state.optimizers:  # nobody would close the window before the next change
-            self._close_window()
+            self._window.close()
 
     def _make_plan(self, leaves: list[Leaf], eager: dict[str, torch.Tensor], document: bytes) -> Plan:
         """Plan for this layout, and have slots of its size made: the one thing that a training step waits for longer."""
@@ -330,61 +343,22 @@ class Checkpointer:
             self._room = len(document) * 5 // 4
         plan = Plan(leaves, eager, self._room, job=self._job, ranks=self._ranks)
         if plan.layout.size != self._reserved:
-            self._session.call(lambda channel: channel.reserve(plan.layout.size)).result()
+            self._session.reserve(plan)
             self._reserved = plan.layout.size
-        self._plan, self._wires = plan, Wires(plan.sources)
-        self._signature = signature_of(self._state.probe())
+        self._plan = plan
+        self._outline = Outline(self._state.probe())
+        self._watched.plan(plan)
         return plan
 
     def _fence(self, *_: object) -> None:
         """torch's hook before an update of any optimizer: from here on the state changes."""
         self._session.signals.reached()
-        if self._window is not None:
+        if self._window.is_open:
             with self._timed(), self._guarding():
-                self._close_window()
-
-    def _close_window(self) -> None:
-        """Wait for the worker's copy, look at the trip wires, and let the worker commit or discard the image."""
-        window, self._window = self._window, None
-        if window is None:
-            return
-        version, full_wait_s = window.version, self._session.full_wait_s
-        patience_s = _PATIENCE_S + full_wait_s
-        with self.phase("checkpoint") if full_wait_s else nullcontext():
-            given_up = window.ticket.give_up(patience_s)
-        if given_up:
-            self._late = window.slot
-            self._journal.skipped(f"ckptd: {version} was skipped, the daemon did not answer within {patience_s:.0f} s")
-            return
-        slot = window.slot.result()
-        if slot is None:
-            self._journal.skipped(f"ckptd: {version} was skipped, every slot is in use; the daemon cannot keep up")
-            return
-        if slot.waited_s:
-            self._journal.waited(slot.waited_s)
-        names = self._wires.tripped()
-        if names:
-            text = f"{', '.join(names[:5])}{f' and {len(names) - 5} more' if len(names) > 5 else ''}"
-            reason = f"{version} was discarded: changed between two updates of the optimizer: {text}"
-            self._session.call(lambda channel: channel.abort(slot, version, reason)).add_done_callback(self._note)
-            self._journal.aborted(
-                StateError(f"{reason}; call step() after all changes to the state, before the next forward")
-            )
-            return
-        self._session.call(lambda channel: self._commit(channel, slot, version)).add_done_callback(self._note)
-
-    def _commit(self, channel: Channel, slot: Slot, version: Version) -> None:
-        channel.commit(slot, version)
-        self._committed = version
-        self._journal.captured()
-
-    def _note(self, done: Future[None]) -> None:
-        error = done.exception()
-        if isinstance(error, Exception):
-            self._journal.failed(error)
+                self._window.close()
 
     def _reached(self, channel: Channel, level: str, timeout_s: float) -> str:
-        return "none" if self._committed is None else channel.wait(self._committed, level, timeout_s)
+        return "none" if self._window.committed is None else channel.wait(self._window.committed, level, timeout_s)
 
 
 def _wait_s(when_full: str, full_wait_s: float) -> float:

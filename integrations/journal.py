@@ -46,6 +46,10 @@ class Journal:
         self._warned: set[str] = set()
         self._pending: Exception | None = None
 
+    def anew(self) -> Journal:
+        """Another one of the same policy, with a lock of its own and nothing counted."""
+        return Journal("raise" if self._raises else "warn")
+
     @property
     def stats(self) -> Stats:
         return self._stats
@@ -73,7 +77,7 @@ class Journal:
         with self._lock:
             self._stats = replace(self._stats, aborted=self._stats.aborted + 1, last_error=str(error))
             self._pending = self._pending or error
-        self._warn("aborted", str(error))
+        self._warn(str(error), str(error))  # few, as what was found changing is copied at once afterwards
 
     def failed(self, error: Exception) -> None:
         """One snapshot, or another call, failed."""

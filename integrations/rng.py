@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import random
+from array import array
 from typing import Any
 
 import numpy as np
 import torch
+
+from ckptd.integrations.tree import Encoder
 
 
 class Generators:
@@ -18,13 +21,31 @@ class Generators:
     def state_dict(self) -> dict[str, Any]:
         version, words, gauss = random.getstate()
         state: dict[str, Any] = {
-            "python": [version, np.array(words, dtype=np.uint32), gauss],  # a tensor: JSON digits would vary in length
-            "numpy": np.random.get_state(legacy=False),
+            # a tensor: JSON digits would vary in length
+            "python": [version, np.frombuffer(array("I", words), dtype=np.uint32), gauss],
+            "numpy": _numpy_state(),
             "torch": torch.get_rng_state(),
         }
-        if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             state["cuda"] = torch.cuda.get_rng_state()
         return state
+
+    def encode(self, encoder: Encoder, path: str) -> Any:
+        """As `Encoder.encode` does it, without another copy: what `state_dict` returns is private already."""
+        state = self.state_dict()
+        version, words, gauss = state["python"]
+        numpy_state = {**state["numpy"], "state": dict(state["numpy"]["state"])}
+        key = numpy_state["state"].pop("key")
+        devices = [name for name in ("torch", "cuda") if name in state]
+        names = [f"{path}.python.1", f"{path}.numpy.state.key", *(f"{path}.{name}" for name in devices)]
+        copies = [torch.from_numpy(words), torch.from_numpy(key), *(state[name] for name in devices)]
+        encoder.add_copies(names, copies)
+        numpy_state["state"] = {"key": {"$array": names[1]}, **numpy_state["state"]}
+        return {
+            "python": [version, {"$array": names[0]}, gauss],
+            "numpy": numpy_state,
+            **{name: {"$tensor": f"{path}.{name}"} for name in devices},
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         version, words, gauss = state["python"]
@@ -33,3 +54,12 @@ class Generators:
         torch.set_rng_state(state["torch"])
         if "cuda" in state and torch.cuda.is_available():
             torch.cuda.set_rng_state(state["cuda"])
+
+
+def _numpy_state() -> dict[str, Any]:
+    """What `np.random.get_state(legacy=False)` returns, in half of its time."""
+    state = np.random.get_state()
+    if isinstance(state, dict):  # another generator than the usual one was set
+        return state
+    kind, key, pos, has_gauss, gauss = state
+    return {"bit_generator": kind, "state": {"key": key, "pos": pos}, "has_gauss": has_gauss, "gauss": gauss}

@@ -11,8 +11,10 @@ from ckptd.ckpt.client import Attachment, Channel, Decision, Slot
 from ckptd.ckpt.errors import CkptdError
 from ckptd.ckpt.model import Version
 from ckptd.integrations.capture import Capture, Slots, Worker
+from ckptd.integrations.copying import Copying, Load
 from ckptd.integrations.ranks import Ranks
 from ckptd.integrations.signals import Signals
+from ckptd.integrations.sources import Plan
 
 T = TypeVar("T")
 _REASON_CHARS = 500  # a decision must fit into one broadcast message
@@ -56,7 +58,8 @@ class Session:
         """How long a capture waits for a free slot."""
         self.signals = Signals()
         """What the daemon sees of this rank without asking."""
-        self._slots = Slots()
+        self.slots = Slots()
+        """For jobs on the worker."""
         self._worker = Worker()
 
     def start(self, *, fresh: bool) -> Decision:
@@ -75,9 +78,17 @@ class Session:
         """Ask the channel something after everything that was submitted before."""
         return self._worker.submit(lambda: ask(self._here))
 
-    def capture(self, capture: Capture, ticket: Ticket) -> Future[Slot | None]:
+    def capture(self, capture: Capture, ticket: Ticket, copying: Copying) -> Future[Slot | None]:
         """Obtain a slot and copy the state into it; None when no slot is free, or the trainer has given up."""
-        return self._worker.submit(lambda: self._fill(capture, ticket))
+        return self._worker.submit(lambda: self._fill(capture, ticket, copying))
+
+    def reserve(self, plan: Plan) -> None:
+        """Have slots made for the images of a plan, and pinned if the state is on a GPU. Raises MemoryBudgetError."""
+        self._worker.submit(lambda: self._reserve(plan)).result()
+
+    def forget(self) -> None:
+        """The daemon may write into the slots from now on, as a restore does."""
+        self._worker.submit(self.slots.forget)
 
     def close(self, timeout_s: float) -> None:
         """Finish what was submitted, close the channel, end the thread."""
@@ -106,7 +117,19 @@ class Session:
         said = {"epoch": made.epoch, "version": version, "source": made.source, "world": made.world}
         return {**said, "reason": made.reason[:_REASON_CHARS]}
 
-    def _fill(self, capture: Capture, ticket: Ticket) -> Slot | None:
+    def _reserve(self, plan: Plan) -> None:
+        size = plan.layout.size
+        paths = self._here.reserve(size)
+        if plan.device is not None:
+            self.slots.pin([Slot(-1, path, size) for path in paths], plan)
+
+    def _fill(self, capture: Capture, ticket: Ticket, copying: Copying) -> Slot | None:
+        try:
+            return self._filled(capture, ticket, copying)
+        finally:
+            copying.offer(Load())  # whatever went wrong: nobody waits for batches
+
+    def _filled(self, capture: Capture, ticket: Ticket, copying: Copying) -> Slot | None:
         try:
             slot = self._here.begin(capture.version, capture.plan.layout.size, self.full_wait_s)
         finally:
@@ -117,7 +140,7 @@ class Session:
             self._here.abort(slot, capture.version, "the daemon's answer came after the next update")
             return None
         try:
-            self._slots.fill(slot, capture)
+            self.slots.fill(slot, capture, copying)
         except (CkptdError, OSError, RuntimeError, ValueError) as error:
             self._here.abort(slot, capture.version, f"{type(error).__name__}: {error}")
             raise

@@ -100,10 +100,14 @@ class Plan:
         event.record(torch.cuda.current_stream(self.device))
         return event
 
+    @property
+    def names(self) -> list[str]:
+        """The entries of the sources, then of the eager tensors."""
+        return [source.name for source in self.sources] + self.eager_names
+
     def targets(self, mapping: Mapping) -> list[torch.Tensor]:
-        """The places in a slot of the sources' rows, then of the eager tensors."""
-        names = [source.name for source in self.sources] + self.eager_names
-        return [mapping.tensor(self._at[name], self.layout.spans[name]) for name in names]
+        """The places in a slot of what `names` names."""
+        return [mapping.tensor(self._at[name], self.layout.spans[name]) for name in self.names]
 
 
 def _shares(parts: dict[str, Part], rank: int) -> dict[str, Share]:

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from ckptd.ckpt.boxes import Box
 from ckptd.ckpt.errors import CorruptionError, StateError
 from ckptd.ckpt.image import Entry, entry_of
+from ckptd.ckpt.shm import touch
 
 _SHARDED = {"DTensor", "ShardedTensor"}
 _SAMPLE_WORDS = 16
@@ -82,14 +83,21 @@ class Mapping:
                 found = os.fstat(file.fileno()).st_size
                 if found != size:
                     raise CorruptionError(f"{path}: found {found} bytes, expected {size}; the daemon must make it anew")
-                kind = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0) if write else mmap.MAP_PRIVATE
-                self.memory = mmap.mmap(file.fileno(), size, flags=kind)
+                self.memory = mmap.mmap(file.fileno(), size, flags=mmap.MAP_SHARED if write else mmap.MAP_PRIVATE)
         except FileNotFoundError as error:
             raise CorruptionError(
                 f"{path}: no such file, expected {size} bytes; is the daemon's tmpfs gone?"
             ) from error
+        if write:
+            with memoryview(self.memory) as view:
+                touch(view)
         # numpy holds the mapping's buffer, torch.frombuffer would not: closing it under a tensor is a segfault.
         self._bytes = torch.from_numpy(np.frombuffer(self.memory, dtype=np.uint8))
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """The address of the first byte, and how many there are."""
+        return self._bytes.data_ptr(), self._bytes.nbytes
 
     def tensor(self, described: Entry, span: tuple[int, int]) -> torch.Tensor:
         """The entry's elements at bytes `span` of the file, in place."""

@@ -15,7 +15,7 @@ import base64
 import math
 import struct
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn
 
 import numpy as np
@@ -32,10 +32,14 @@ _BYTES: dict[type, str] = {bytes: "$bytes", bytearray: "$bytearray"}
 
 
 class Encoder:
-    """Encodes the values of one snapshot and collects private CPU copies of their tensors under unique names."""
+    """Encodes the values of one snapshot and collects private copies of their tensors under unique names."""
 
     def __init__(self) -> None:
         self.tensors: dict[str, torch.Tensor] = {}
+
+    def add_copies(self, names: Iterable[str], copies: Iterable[torch.Tensor]) -> None:
+        """Take copies that were made already. Call it before `add`, which steps aside for names that are taken."""
+        self.tensors.update(zip(names, copies, strict=True))
 
     def add(self, name: str, tensor: torch.Tensor) -> str:
         """Copy a tensor now, so that later changes do not reach the snapshot; return the name it got."""

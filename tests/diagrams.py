@@ -8,7 +8,7 @@ from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ckptd.daemon import catalog, ranks, work
+from ckptd.daemon import catalog, ranks, rounds, work
 
 FILE = Path(__file__).parents[1] / "docs" / "machines.md"
 COMMAND = "make diagrams"
@@ -20,6 +20,8 @@ _RANK = """`daemon/ranks.py`: a rank as its node's daemon sees it. A newly start
 one of an earlier life does not get it back."""
 _WORK = """`daemon/work.py`: each of protecting, rebuilding, writing and publishing. One job of a kind runs at a time, and a
 failure makes a pause."""
+_ROUND = """`daemon/rounds.py`: the round of agents whose trainers train together, as the collector announces it. What an
+agent does follows from the round: it waits, trains, or joins anew (`standing`)."""
 _INTRODUCTION = f"""Drawn from the tables in the code by `{COMMAND}`; what a diagram does not show is refused
 (`daemon/machine.py`). Whether a node is unheard, live or lost, and who is the collector, are no machines: both are computed
 anew from what was heard when (`daemon/collector.py`, `Node.collector_index`)."""
@@ -28,6 +30,7 @@ MACHINES: dict[str, tuple[Table, str]] = {
     "A slot": (catalog.TRANSITIONS, _SLOT),
     "A rank": (ranks.TRANSITIONS, _RANK),
     "Background work": (work.TRANSITIONS, _WORK),
+    "A round of agents": (rounds.TRANSITIONS, _ROUND),
 }
 """Every machine: its table and a sentence. The first state of a table is the initial one."""
 

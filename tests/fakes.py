@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -13,8 +14,10 @@ from ckptd.ckpt.client import Attachment, Decision, Found, Slot
 from ckptd.ckpt.errors import CkptdError, StaleStepError
 from ckptd.ckpt.model import Version
 from ckptd.integrations.capture import Capture, Slots
+from ckptd.integrations.copying import Copying
 from ckptd.integrations.ranks import Ranks
 from ckptd.integrations.restore import Restore, Snapshot
+from ckptd.integrations.roles import Roles
 from ckptd.integrations.sources import Plan
 from ckptd.integrations.state import TrainingState
 
@@ -72,9 +75,10 @@ class FakeChannel:
     def release(self, version: Version) -> None:
         self._called("release")
 
-    def reserve(self, size: int) -> None:
+    def reserve(self, size: int) -> list[Path]:
         self._called("reserve")
         self.reserved.append(size)
+        return []
 
     def begin(self, version: Version, size: int, wait_s: float = 0.0) -> Slot | None:
         self._called("begin")
@@ -117,6 +121,15 @@ class FakeChannel:
     def close(self) -> None:
         self._called("close")
 
+    @contextlib.contextmanager
+    def held_up(self) -> Iterator[None]:
+        """Inside, `begin` waits, so that nothing is copied."""
+        self.hang = threading.Event()
+        try:
+            yield
+        finally:
+            self.hang.set()
+
     def recorded(self) -> list[Version]:
         """The versions that every rank committed, oldest first."""
         found = []
@@ -149,8 +162,8 @@ def capture_to(
     eager, document = state.eager()
     plan = Plan(leaves, eager, len(document), job=job, ranks=ranks)
     path.write_bytes(b"\xaa" * plan.layout.size)
-    capture = Capture(version, plan, list(eager.values()), document, None)
-    Slots().fill(Slot(0, path, plan.layout.size), capture)
+    capture = Capture(version, plan, Roles(lazy=tuple(plan.sources)), [], list(eager.values()), document)
+    Slots().fill(Slot(0, path, plan.layout.size), capture, Copying())
     return Found(ranks.rank, path, plan.layout.size, "own")
 
 

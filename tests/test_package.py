@@ -24,7 +24,11 @@ def test_the_wheel_holds_every_module_and_nothing_else(tmp_path: Path) -> None:
     """Links become files, each module is in, and tests and benchmarks stay out."""
     run(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path))
     (wheel,) = tmp_path.glob("*.whl")
-    names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    files = zipfile.ZipFile(wheel).namelist()
+    (entries,) = (name for name in files if name.endswith(".dist-info/entry_points.txt"))
+    plugin = "[torchrun.handlers]\nckptd = ckptd.integrations.rendezvous_plugin:getter"
+    assert plugin in zipfile.ZipFile(wheel).read(entries).decode()
+    names = {name for name in files if ".dist-info/" not in name}
     sources = {f"ckptd/{path.relative_to(ROOT)}" for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")}
     assert sources <= names
     others = names - sources

@@ -16,6 +16,7 @@ LINES_MAX = 400
 FUNCTION_MAX = 70
 PURE = (
     "daemon/node.py", "daemon/catalog.py", "daemon/duties.py", "daemon/collector.py", "daemon/events.py",
+    "daemon/rounds.py", "daemon/launch.py", "daemon/launch_events.py", "ckpt/rounds.py",
     "daemon/slots.py", "daemon/ranks.py", "daemon/decisions.py", "daemon/machine.py", "daemon/work.py", "daemon/places.py",
     "ckpt/recovery.py", "ckpt/model.py", "ckpt/inventory.py", "ckpt/groups.py", "ckpt/plan.py", "ckpt/image.py",
     "ckpt/placement.py", "ckpt/domain.py", "ckpt/manifest.py", "ckpt/boxes.py", "ckpt/policy.py", "ckpt/pace.py",

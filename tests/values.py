@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from ckptd.ckpt.domain import DOMAIN
 from ckptd.ckpt.inventory import ORIGINS, Captures, Held, Ledger, Parity, Part, Report
 from ckptd.ckpt.model import GroupMap, Image, Payload, Table, Version
+from ckptd.ckpt.rounds import ENDED, ENDS, WISHED_ENDS, Agent, Isolation, Member, Place, Round, Wish
 
 NODES = 8
 """The letters below are of a job with this many nodes."""
@@ -70,6 +71,57 @@ def _captures() -> st.SearchStrategy[Captures]:
     return st.builds(Captures, numbers, numbers, maybe_version, st.lists(versions, max_size=2).map(tuple))
 
 
+numbers = st.integers(0, 2**53 - 1)
+names = st.from_regex(r"[0-9A-Za-z._-]{1,64}", fullmatch=True)
+hosts = st.sampled_from(["", "node-3", "10.0.0.7", "fe80::1%eth0"])
+ports = st.integers(0, 65535)
+reasons = st.text("abc xyz,:é", max_size=500)
+
+
+@st.composite
+def _places(draw: st.DrawFn) -> Place:
+    size = draw(st.integers(1, 2**20 - 1))
+    return Place(draw(numbers), draw(names), draw(st.integers(0, size - 1)), size)
+
+
+@st.composite
+def _agents(draw: st.DrawFn) -> Agent:
+    minimum = draw(st.integers(1, 2**20 - 1))
+    return Agent(
+        name=draw(names),
+        join=draw(numbers),
+        host=draw(hosts),
+        port=draw(ports),
+        minimum=minimum,
+        maximum=draw(st.integers(minimum, 2**20 - 1)),
+        last_call_s=draw(st.floats(0.0, 3600.0)),
+        since=draw(numbers),
+        place=draw(st.none() | _places()),
+        reason=draw(reasons),
+        ended=draw(st.sampled_from(ENDED)),
+    )
+
+
+@st.composite
+def _rounds(draw: st.DrawFn) -> Round:
+    nodes = draw(st.lists(st.integers(0, NODES - 1), unique=True, max_size=NODES))
+    return Round(
+        number=draw(numbers),
+        key=draw(names),
+        size=draw(st.integers(len(nodes), 2**20 - 1)),
+        members=tuple(Member(node, draw(names), draw(numbers)) for node in nodes),
+        host=draw(hosts),
+        port=draw(ports),
+        over=draw(reasons),
+        end=draw(st.sampled_from(ENDS)),
+    )
+
+
+agents, rounds = _agents(), _rounds()
+isolations = st.lists(st.builds(Isolation, st.integers(0, NODES - 1), numbers, st.booleans(), reasons), max_size=2)
+wishes = st.builds(Wish, numbers, names, reasons, st.sampled_from(WISHED_ENDS))
+
+
 def reports(node: st.SearchStrategy[int]) -> st.SearchStrategy[Report]:
     """Reports of a node of the job."""
     ranks = st.tuples(st.integers(0, 2**20 - 1), st.integers(0, 2**31 - 1))
@@ -93,6 +145,9 @@ def reports(node: st.SearchStrategy[int]) -> st.SearchStrategy[Report]:
         questions=st.integers(0, 2**53 - 1),
         wanted=maybe_version,
         scanned=st.booleans(),
+        agent=st.none() | agents,
+        wish=st.none() | wishes,
+        isolations=isolations.map(tuple),
     )
 
 
@@ -115,6 +170,8 @@ def _ledgers(draw: st.DrawFn) -> Ledger:
         tables=tuple(draw(st.lists(tables, max_size=2))),
         reports=tuple(draw(reports(st.just(node))) for node in live),
         lost=tuple(lost),
+        round=draw(st.none() | rounds),
+        isolations=tuple(draw(isolations)),
     )
 
 

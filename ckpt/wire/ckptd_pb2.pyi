@@ -126,8 +126,100 @@ class Captures(_message.Message):
     epoch: int
     def __init__(self, rank: _Optional[int] = ..., free: _Optional[int] = ..., begun: _Optional[_Union[Version, _Mapping]] = ..., unfinished: _Optional[_Iterable[_Union[Version, _Mapping]]] = ..., epoch: _Optional[int] = ...) -> None: ...
 
+class Place(_message.Message):
+    __slots__ = ("number", "key", "rank", "size")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    key: str
+    rank: int
+    size: int
+    def __init__(self, number: _Optional[int] = ..., key: _Optional[str] = ..., rank: _Optional[int] = ..., size: _Optional[int] = ...) -> None: ...
+
+class Agent(_message.Message):
+    __slots__ = ("name", "join", "host", "port", "minimum", "maximum", "last_call_s", "since", "place", "reason", "ended")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    JOIN_FIELD_NUMBER: _ClassVar[int]
+    HOST_FIELD_NUMBER: _ClassVar[int]
+    PORT_FIELD_NUMBER: _ClassVar[int]
+    MINIMUM_FIELD_NUMBER: _ClassVar[int]
+    MAXIMUM_FIELD_NUMBER: _ClassVar[int]
+    LAST_CALL_S_FIELD_NUMBER: _ClassVar[int]
+    SINCE_FIELD_NUMBER: _ClassVar[int]
+    PLACE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    ENDED_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    join: int
+    host: str
+    port: int
+    minimum: int
+    maximum: int
+    last_call_s: float
+    since: int
+    place: Place
+    reason: str
+    ended: str
+    def __init__(self, name: _Optional[str] = ..., join: _Optional[int] = ..., host: _Optional[str] = ..., port: _Optional[int] = ..., minimum: _Optional[int] = ..., maximum: _Optional[int] = ..., last_call_s: _Optional[float] = ..., since: _Optional[int] = ..., place: _Optional[_Union[Place, _Mapping]] = ..., reason: _Optional[str] = ..., ended: _Optional[str] = ...) -> None: ...
+
+class Member(_message.Message):
+    __slots__ = ("node", "name", "join")
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    JOIN_FIELD_NUMBER: _ClassVar[int]
+    node: int
+    name: str
+    join: int
+    def __init__(self, node: _Optional[int] = ..., name: _Optional[str] = ..., join: _Optional[int] = ...) -> None: ...
+
+class Round(_message.Message):
+    __slots__ = ("number", "key", "size", "members", "host", "port", "over", "end")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    MEMBERS_FIELD_NUMBER: _ClassVar[int]
+    HOST_FIELD_NUMBER: _ClassVar[int]
+    PORT_FIELD_NUMBER: _ClassVar[int]
+    OVER_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    key: str
+    size: int
+    members: _containers.RepeatedCompositeFieldContainer[Member]
+    host: str
+    port: int
+    over: str
+    end: str
+    def __init__(self, number: _Optional[int] = ..., key: _Optional[str] = ..., size: _Optional[int] = ..., members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., host: _Optional[str] = ..., port: _Optional[int] = ..., over: _Optional[str] = ..., end: _Optional[str] = ...) -> None: ...
+
+class Isolation(_message.Message):
+    __slots__ = ("node", "number", "out", "reason")
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    OUT_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    node: int
+    number: int
+    out: bool
+    reason: str
+    def __init__(self, node: _Optional[int] = ..., number: _Optional[int] = ..., out: _Optional[bool] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class Wish(_message.Message):
+    __slots__ = ("number", "key", "reason", "end")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    key: str
+    reason: str
+    end: str
+    def __init__(self, number: _Optional[int] = ..., key: _Optional[str] = ..., reason: _Optional[str] = ..., end: _Optional[str] = ...) -> None: ...
+
 class Report(_message.Message):
-    __slots__ = ("node", "boot", "seq", "data_port", "epoch", "ranks", "captures", "held", "parities", "tables", "part", "sealed", "persisted", "questions", "domain", "wanted", "scanned")
+    __slots__ = ("node", "boot", "seq", "data_port", "epoch", "ranks", "captures", "held", "parities", "tables", "part", "sealed", "persisted", "questions", "domain", "wanted", "scanned", "agent", "wish", "isolations")
     NODE_FIELD_NUMBER: _ClassVar[int]
     BOOT_FIELD_NUMBER: _ClassVar[int]
     SEQ_FIELD_NUMBER: _ClassVar[int]
@@ -145,6 +237,9 @@ class Report(_message.Message):
     DOMAIN_FIELD_NUMBER: _ClassVar[int]
     WANTED_FIELD_NUMBER: _ClassVar[int]
     SCANNED_FIELD_NUMBER: _ClassVar[int]
+    AGENT_FIELD_NUMBER: _ClassVar[int]
+    WISH_FIELD_NUMBER: _ClassVar[int]
+    ISOLATIONS_FIELD_NUMBER: _ClassVar[int]
     node: int
     boot: str
     seq: int
@@ -162,10 +257,13 @@ class Report(_message.Message):
     domain: str
     wanted: Version
     scanned: bool
-    def __init__(self, node: _Optional[int] = ..., boot: _Optional[str] = ..., seq: _Optional[int] = ..., data_port: _Optional[int] = ..., epoch: _Optional[int] = ..., ranks: _Optional[_Iterable[_Union[Attached, _Mapping]]] = ..., captures: _Optional[_Iterable[_Union[Captures, _Mapping]]] = ..., held: _Optional[_Iterable[_Union[Held, _Mapping]]] = ..., parities: _Optional[_Iterable[_Union[Parity, _Mapping]]] = ..., tables: _Optional[_Iterable[_Union[Table, _Mapping]]] = ..., part: _Optional[_Union[Part, _Mapping]] = ..., sealed: _Optional[_Union[Version, _Mapping]] = ..., persisted: _Optional[_Union[Version, _Mapping]] = ..., questions: _Optional[int] = ..., domain: _Optional[str] = ..., wanted: _Optional[_Union[Version, _Mapping]] = ..., scanned: _Optional[bool] = ...) -> None: ...
+    agent: Agent
+    wish: Wish
+    isolations: _containers.RepeatedCompositeFieldContainer[Isolation]
+    def __init__(self, node: _Optional[int] = ..., boot: _Optional[str] = ..., seq: _Optional[int] = ..., data_port: _Optional[int] = ..., epoch: _Optional[int] = ..., ranks: _Optional[_Iterable[_Union[Attached, _Mapping]]] = ..., captures: _Optional[_Iterable[_Union[Captures, _Mapping]]] = ..., held: _Optional[_Iterable[_Union[Held, _Mapping]]] = ..., parities: _Optional[_Iterable[_Union[Parity, _Mapping]]] = ..., tables: _Optional[_Iterable[_Union[Table, _Mapping]]] = ..., part: _Optional[_Union[Part, _Mapping]] = ..., sealed: _Optional[_Union[Version, _Mapping]] = ..., persisted: _Optional[_Union[Version, _Mapping]] = ..., questions: _Optional[int] = ..., domain: _Optional[str] = ..., wanted: _Optional[_Union[Version, _Mapping]] = ..., scanned: _Optional[bool] = ..., agent: _Optional[_Union[Agent, _Mapping]] = ..., wish: _Optional[_Union[Wish, _Mapping]] = ..., isolations: _Optional[_Iterable[_Union[Isolation, _Mapping]]] = ...) -> None: ...
 
 class Ledger(_message.Message):
-    __slots__ = ("collector", "boot", "seq", "epoch", "sealed", "persisted", "persist", "protect", "tables", "reports", "lost", "nodes", "map", "shielded")
+    __slots__ = ("collector", "boot", "seq", "epoch", "sealed", "persisted", "persist", "protect", "tables", "reports", "lost", "nodes", "map", "shielded", "round", "isolations")
     COLLECTOR_FIELD_NUMBER: _ClassVar[int]
     BOOT_FIELD_NUMBER: _ClassVar[int]
     SEQ_FIELD_NUMBER: _ClassVar[int]
@@ -180,6 +278,8 @@ class Ledger(_message.Message):
     NODES_FIELD_NUMBER: _ClassVar[int]
     MAP_FIELD_NUMBER: _ClassVar[int]
     SHIELDED_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    ISOLATIONS_FIELD_NUMBER: _ClassVar[int]
     collector: int
     boot: str
     seq: int
@@ -194,7 +294,9 @@ class Ledger(_message.Message):
     nodes: int
     map: GroupMap
     shielded: Version
-    def __init__(self, collector: _Optional[int] = ..., boot: _Optional[str] = ..., seq: _Optional[int] = ..., epoch: _Optional[int] = ..., sealed: _Optional[_Union[Version, _Mapping]] = ..., persisted: _Optional[_Union[Version, _Mapping]] = ..., persist: _Optional[_Union[Version, _Mapping]] = ..., protect: _Optional[_Union[Version, _Mapping]] = ..., tables: _Optional[_Iterable[_Union[Table, _Mapping]]] = ..., reports: _Optional[_Iterable[_Union[Report, _Mapping]]] = ..., lost: _Optional[_Iterable[int]] = ..., nodes: _Optional[int] = ..., map: _Optional[_Union[GroupMap, _Mapping]] = ..., shielded: _Optional[_Union[Version, _Mapping]] = ...) -> None: ...
+    round: Round
+    isolations: _containers.RepeatedCompositeFieldContainer[Isolation]
+    def __init__(self, collector: _Optional[int] = ..., boot: _Optional[str] = ..., seq: _Optional[int] = ..., epoch: _Optional[int] = ..., sealed: _Optional[_Union[Version, _Mapping]] = ..., persisted: _Optional[_Union[Version, _Mapping]] = ..., persist: _Optional[_Union[Version, _Mapping]] = ..., protect: _Optional[_Union[Version, _Mapping]] = ..., tables: _Optional[_Iterable[_Union[Table, _Mapping]]] = ..., reports: _Optional[_Iterable[_Union[Report, _Mapping]]] = ..., lost: _Optional[_Iterable[int]] = ..., nodes: _Optional[int] = ..., map: _Optional[_Union[GroupMap, _Mapping]] = ..., shielded: _Optional[_Union[Version, _Mapping]] = ..., round: _Optional[_Union[Round, _Mapping]] = ..., isolations: _Optional[_Iterable[_Union[Isolation, _Mapping]]] = ...) -> None: ...
 
 class Letter(_message.Message):
     __slots__ = ("report", "ledger", "sighting")
@@ -410,6 +512,12 @@ class ReserveRequest(_message.Message):
     size: int
     def __init__(self, rank: _Optional[int] = ..., size: _Optional[int] = ...) -> None: ...
 
+class ReserveReply(_message.Message):
+    __slots__ = ("paths",)
+    PATHS_FIELD_NUMBER: _ClassVar[int]
+    paths: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, paths: _Optional[_Iterable[str]] = ...) -> None: ...
+
 class BeginRequest(_message.Message):
     __slots__ = ("rank", "version", "size", "wait_s")
     RANK_FIELD_NUMBER: _ClassVar[int]
@@ -489,6 +597,60 @@ class IncidentsRequest(_message.Message):
     ID_FIELD_NUMBER: _ClassVar[int]
     id: int
     def __init__(self, id: _Optional[int] = ...) -> None: ...
+
+class TendRequest(_message.Message):
+    __slots__ = ("job", "agent", "pid", "pid_namespace", "workers", "wait_s")
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    AGENT_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    PID_NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    WORKERS_FIELD_NUMBER: _ClassVar[int]
+    WAIT_S_FIELD_NUMBER: _ClassVar[int]
+    job: str
+    agent: Agent
+    pid: int
+    pid_namespace: int
+    workers: _containers.RepeatedScalarFieldContainer[int]
+    wait_s: float
+    def __init__(self, job: _Optional[str] = ..., agent: _Optional[_Union[Agent, _Mapping]] = ..., pid: _Optional[int] = ..., pid_namespace: _Optional[int] = ..., workers: _Optional[_Iterable[int]] = ..., wait_s: _Optional[float] = ...) -> None: ...
+
+class TendReply(_message.Message):
+    __slots__ = ("state", "reason", "place", "host", "port", "end")
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    PLACE_FIELD_NUMBER: _ClassVar[int]
+    HOST_FIELD_NUMBER: _ClassVar[int]
+    PORT_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    state: str
+    reason: str
+    place: Place
+    host: str
+    port: int
+    end: str
+    def __init__(self, state: _Optional[str] = ..., reason: _Optional[str] = ..., place: _Optional[_Union[Place, _Mapping]] = ..., host: _Optional[str] = ..., port: _Optional[int] = ..., end: _Optional[str] = ...) -> None: ...
+
+class LeaveRequest(_message.Message):
+    __slots__ = ("name", "ended", "reason")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ENDED_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    ended: str
+    reason: str
+    def __init__(self, name: _Optional[str] = ..., ended: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class RestartRequest(_message.Message):
+    __slots__ = ("reason", "isolate", "admit", "give_up")
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    ISOLATE_FIELD_NUMBER: _ClassVar[int]
+    ADMIT_FIELD_NUMBER: _ClassVar[int]
+    GIVE_UP_FIELD_NUMBER: _ClassVar[int]
+    reason: str
+    isolate: _containers.RepeatedScalarFieldContainer[int]
+    admit: _containers.RepeatedScalarFieldContainer[int]
+    give_up: bool
+    def __init__(self, reason: _Optional[str] = ..., isolate: _Optional[_Iterable[int]] = ..., admit: _Optional[_Iterable[int]] = ..., give_up: _Optional[bool] = ...) -> None: ...
 
 class Document(_message.Message):
     __slots__ = ("json",)

@@ -17,7 +17,7 @@ METHODS: dict[str, tuple[type[Message], type[Message]]] = {
     "Join": (pb.JoinRequest, pb.Empty),
     "Gather": (pb.GatherRequest, pb.GatherReply),
     "Release": (pb.GatherRequest, pb.Empty),
-    "Reserve": (pb.ReserveRequest, pb.Empty),
+    "Reserve": (pb.ReserveRequest, pb.ReserveReply),
     "Begin": (pb.BeginRequest, pb.BeginReply),
     "Commit": (pb.CommitRequest, pb.Empty),
     "Abort": (pb.AbortRequest, pb.Empty),
@@ -28,6 +28,9 @@ METHODS: dict[str, tuple[type[Message], type[Message]]] = {
     "Verify": (pb.Empty, pb.Document),
     "Recover": (pb.Empty, pb.Document),
     "Incidents": (pb.IncidentsRequest, pb.Document),
+    "Tend": (pb.TendRequest, pb.TendReply),
+    "Leave": (pb.LeaveRequest, pb.Empty),
+    "Restart": (pb.RestartRequest, pb.Document),
 }
 """The local service: name, request, reply."""
 

@@ -26,6 +26,16 @@ from ckptd.ckpt.tables import (
 )
 from ckptd.ckpt.wire import ckptd_pb2 as pb
 from ckptd.ckpt.wire.sightings import sighting_in, sighting_out
+from ckptd.ckpt.wire.translate_rounds import (
+    agent_in,
+    agent_out,
+    isolation_in,
+    isolation_out,
+    round_in,
+    round_out,
+    wish_in,
+    wish_out,
+)
 
 Letter: TypeAlias = Report | Ledger | Sighting
 
@@ -120,6 +130,9 @@ def _report_out(report: Report) -> pb.Report:
         wanted=version_out(report.wanted),
         domain=report.domain,
         scanned=report.scanned,
+        agent=agent_out(report.agent),
+        wish=wish_out(report.wish),
+        isolations=[isolation_out(isolation) for isolation in report.isolations],
     )
     if report.part is not None:
         images = [_image_out(image) for image in report.part.images]
@@ -159,6 +172,9 @@ def _report_in(message: pb.Report) -> Report:
         wanted=_maybe(message, "wanted"),
         domain=check_domain(message.domain, "domain") if message.domain else "",
         scanned=message.scanned,
+        agent=agent_in(message.agent) if message.HasField("agent") else None,
+        wish=wish_in(message.wish) if message.HasField("wish") else None,
+        isolations=tuple(isolation_in(item) for item in message.isolations),
     )
 
 
@@ -183,6 +199,8 @@ def _ledger_out(ledger: Ledger) -> pb.Ledger:
         nodes=ledger.nodes,
         map=_map_out(ledger.map),
         shielded=version_out(ledger.shielded),
+        round=round_out(ledger.round),
+        isolations=[isolation_out(isolation) for isolation in ledger.isolations],
     )
 
 
@@ -206,6 +224,8 @@ def _ledger_in(message: pb.Ledger) -> Ledger:
         nodes=number("nodes", message.nodes, RANKS_MAX),
         map=_map_in(message.map),
         shielded=_maybe(message, "shielded"),
+        round=round_in(message.round) if message.HasField("round") else None,
+        isolations=tuple(isolation_in(item) for item in message.isolations),
     )
 
 
@@ -230,7 +250,7 @@ def letter_in(data: bytes, nodes: int) -> Letter:
         message = pb.Letter.FromString(data)
         if message.WhichOneof("body") == "report":
             report = _report_in(message.report)
-            _check_nodes(nodes, [report])
+            _check_nodes(nodes, [report], (), [item.node for item in report.isolations])
             return report
         if message.WhichOneof("body") == "sighting":
             seen = sighting_in(message.sighting)
@@ -238,7 +258,10 @@ def letter_in(data: bytes, nodes: int) -> Letter:
                 raise CorruptionError(f"node {seen.node} in a job of {nodes} nodes")
             return seen
         ledger = _ledger_in(message.ledger)
-        _check_nodes(nodes, ledger.reports, ledger.tables, [ledger.collector, *ledger.lost, *ledger.map.nodes])
+        members = [member.node for member in ledger.round.members] if ledger.round else []
+        known = (*ledger.isolations, *(item for report in ledger.reports for item in report.isolations))
+        others = [ledger.collector, *ledger.lost, *ledger.map.nodes, *members, *(item.node for item in known)]
+        _check_nodes(nodes, ledger.reports, ledger.tables, others)
         if ledger.nodes != nodes:
             raise CorruptionError(f"a ledger of {ledger.nodes} nodes in a job of {nodes}")
         return ledger

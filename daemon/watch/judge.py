@@ -125,7 +125,9 @@ class Judge:
             pace = self._slow.pace
             if not ranks or self._slow.waiting_s <= (self.limits.all_alike - 1.0) * pace.usual_s:
                 return ranks
-            self.probes = self._neighbours()  # all wait, and no link that is measured anyway is slow: measure the others
+            self.probes = (
+                self._neighbours()
+            )  # all wait, and no link that is measured anyway is slow: measure the others
             return ranks
         named = [verdict for verdict in ranks if verdict.syndrome is not Syndrome.NOBODY]
         cost = 0.0 if named else max(0.0, self._slow.waiting_s)

@@ -239,7 +239,11 @@ class SlowRanks:
             return []
         usual_own = float(np.quantile(np.array(self._own), 0.25))
         waits = self.waiting_s > (step_s - pace.usual_s) / 2
-        why = "all wait longer" if waits else "the ranks of a role all work longer by themselves: input, storage or the model"
+        why = (
+            "all wait longer"
+            if waits
+            else "the ranks of a role all work longer by themselves: input, storage or the model"
+        )
         return [
             Verdict(
                 Syndrome.NOBODY,

@@ -348,14 +348,19 @@ def test_two_nodes_never_give_the_same_epoch() -> None:
 
 def test_a_decision_without_a_node_leaps_to_an_epoch_that_it_can_not_know() -> None:
     """The node that is silent may hold images of the very epoch that would be next, and come back with them."""
-    question = ev.DecideAsked(1, 2, False, ())
-    epochs = {}
-    for lost in ((), (0,)):
-        for boot in ("one", "other"):
-            decisions = Decisions(PAIR, boot)
-            decisions.ask(question, 1)
-            reports = tuple(Report(node, boot, 1) for node in (0, 1) if node not in lost)
-            ((_, decision),) = decisions.settle(Ledger(1, boot, 1, nodes=2, reports=reports, lost=lost), 4)
-            epochs[lost, boot] = decision.epoch
-    assert epochs[(), "one"] == epochs[(), "other"] == 6  # node 1 of two gives the even ones
-    assert 1000 < epochs[(0,), "one"] != epochs[(0,), "other"] > 1000
+
+    def epoch(known: int, clock_s: float, *lost: int) -> int:
+        decisions = Decisions(PAIR, "boot")
+        decisions.ask(ev.DecideAsked(1, 2, False, (), clock_s=clock_s), 1)
+        reports = tuple(Report(node, "boot", 1) for node in (0, 1) if node not in lost)
+        ((_, decision),) = decisions.settle(Ledger(1, "boot", 1, nodes=2, reports=reports, lost=lost), known)
+        return decision.epoch
+
+    today = 1_795_600_000.0
+    assert epoch(4, today) == 6  # node 1 of two gives the even ones
+    first = epoch(4, today, 0)
+    assert first > 1000
+    assert epoch(first, today, 0) > first
+    assert epoch(4, today + 0.3, 0) > first  # of two that know nothing of each other the later one is greater
+    for wrong in (0.0, -1e12, 1e12):  # a clock that is wrong costs the order, and nothing else
+        assert 1000 < epoch(4, wrong, 0) < 10**10

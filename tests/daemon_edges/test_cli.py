@@ -23,7 +23,7 @@ from ckptd.ckpt.model import Version
 from ckptd.daemon import cli
 
 SIZE = 300_000
-COMMANDS = ("serve", "status", "list", "verify", "recover", "export", "doctor", "demo", "plan")
+COMMANDS = ("serve", "status", "list", "verify", "recover", "export", "doctor", "demo", "plan", "restart")
 Run = Callable[..., tuple[int, str, str]]
 
 
@@ -102,7 +102,7 @@ def test_help_teaches(run: Run) -> None:
     for arguments in ((), ("--help",)):
         code, out, err = run(*arguments)
         assert code in (0, 2)
-        assert all(command in out + err for command in COMMANDS)
+        assert all(command in out + err for command in (*COMMANDS, "run"))
         assert "fault tolerance" in out + err
     for command in COMMANDS:
         code, out, _ = run(command, "--help")

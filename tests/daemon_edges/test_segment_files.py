@@ -56,9 +56,10 @@ def test_another_size_makes_another_file(segments: Segments) -> None:
 
 def test_reserved_files_are_taken_first(segments: Segments) -> None:
     """`reserve` makes what is missing and no more; slots then take those files; a new size replaces the spare ones."""
-    segments.reserve(3, SIZE, 3)
+    made = segments.reserve(3, SIZE, 3)
     reserved = set(files(segments, ".safetensors"))
-    segments.reserve(3, SIZE, 3)
+    assert {path.name for path in made} == {Path(name).name for name in reserved}
+    assert sorted(segments.reserve(3, SIZE, 3)) == sorted(made)
     assert set(files(segments, ".safetensors")) == reserved
     assert len(reserved) == 3
     taken = {segments.file_for(SlotId(3, index), SIZE).name for index in range(2)}

@@ -228,7 +228,7 @@ def test_files_are_made_after_the_scan(config: Config, monkeypatch: pytest.Monke
         assert not list(config.segment_dir.glob("*.safetensors"))
         go_on.set()
         reserving.join(20.0)
-        assert len(driver._segments._spare) == len(set(driver._segments._spare)) == 2
+        assert len(driver._segments._files._spare) == len(set(driver._segments._files._spare)) == 2
         client.close()
 
 

@@ -22,7 +22,7 @@ from ckptd.ckpt.errors import (
     UsageError,
 )
 from ckptd.ckpt.model import Version
-from ckptd.integrations import checkpointer as module
+from ckptd.integrations import window as module
 from ckptd.integrations.checkpointer import Checkpointer
 
 
@@ -88,9 +88,10 @@ def test_on_error_raise_raises_at_the_next_step(channel: FakeChannel) -> None:
     with pytest.raises(DaemonUnavailable, match="gone"):
         ck.wait()  # commits step 2
     channel.fail.clear()
-    ck.step(3)
-    run.model.get_parameter("0.weight").data.add_(1.0)
-    with pytest.raises(StateError, match=r"model\.0\.weight; call step\(\) after all changes"):
+    with channel.held_up():
+        ck.step(3)
+        run.model.get_parameter("0.weight").data.add_(1.0)
+    with pytest.raises(StateError, match=r"model\.0\.weight; they are copied at once from now on"):
         ck.close()
 
 
@@ -135,8 +136,8 @@ def test_a_daemon_that_hangs_does_not_stop_training(channel: FakeChannel, monkey
         assert ck.stats.skipped == 3
         hang, channel.hang = channel.hang, None
         hang.set()
-        assert ck._late is not None
-        assert ck._late.result() is None
+        assert ck._window._late is not None
+        assert ck._window._late.result() is None
         monkeypatch.setattr(module, "_PATIENCE_S", 10.0)
         run.update()
         ck.step(4)

@@ -19,7 +19,7 @@ from tests.runs import Run
 
 from ckptd.ckpt.errors import DaemonUnavailable, UsageError
 from ckptd.ckpt.model import Version
-from ckptd.integrations import checkpointer as module
+from ckptd.integrations import window
 from ckptd.integrations.checkpointer import Checkpointer
 from ckptd.integrations.sigterm import Sigterm
 
@@ -131,7 +131,7 @@ def test_a_wait_for_the_daemon_ends_with_the_grace_time(
     channel: FakeChannel, before: Before, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A daemon that hangs costs no more than the time that there is."""
-    monkeypatch.setattr(module, "_PATIENCE_S", 0.01)
+    monkeypatch.setattr(window, "_PATIENCE_S", 0.01)
     run = Run.new()
     ck = Checkpointer(job="job", channel=channel, sigterm_grace_s=0.05, **run.objects)
     ck.restore()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from ckptd.integrations.ranks import Ranks
 from ckptd.integrations.restore import Snapshot
 from ckptd.integrations.rng import Generators
 from ckptd.integrations.state import TrainingState
+from ckptd.integrations.tree import decode
 
 VERSION = Version(1, 5)
 
@@ -133,6 +135,38 @@ def test_optimizer_state_is_not_cast(tmp_path: Path) -> None:
     assert float(lr) == 0.125
     assert fresh.param_groups[0]["betas"] == (0.5, 0.75)
     assert fresh.state["all"] == {"count": 7}  # type: ignore[index]
+
+
+def test_the_document_follows_every_change_of_an_option() -> None:
+    """Options that are told from memory are told anew when they are replaced, renamed, removed or written in place."""
+    optimizer = torch.optim.SGD([torch.ones(1)], lr=0.5)
+    group = optimizer.param_groups[0]
+    state = TrainingState({"optimizer": optimizer}, 1)
+    state.lazy()
+
+    def told() -> Any:
+        tensors, document = state.eager()
+        options = json.loads(document)["optimizer"]["groups"][0]["options"]
+        return decode(options, lambda name: tensors[name])
+
+    def expected() -> Any:
+        return {key: value for key, value in group.items() if key != "params"}
+
+    group["plan"], group["betas"], group["$odd"] = [1, 2], (0.1, [3]), None
+    assert told() == expected()
+    del group["$odd"]
+    for change in (
+        lambda: None,
+        lambda: group.update(lr=0.25),
+        lambda: group["plan"].append(3),
+        lambda: group["betas"][1].append(4),
+        lambda: group.update(fresh=group.pop("nesterov")),
+        lambda: group.update(lr=torch.tensor(0.5)),
+        lambda: group["lr"].mul_(2.0),
+        lambda: group.pop("plan"),
+    ):
+        change()
+        assert told() == expected()
 
 
 def test_state_that_was_not_there_is_removed(tmp_path: Path) -> None:

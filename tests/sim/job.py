@@ -288,7 +288,9 @@ class Job:
 
     def _decide(self, life: Life, proc: Proc) -> Waiting:
         def question(ticket: int) -> ev.Event:
-            return ev.DecideAsked(ticket, len(self.place), False, self.world.stored, proc.pid)
+            return ev.DecideAsked(
+                ticket, len(self.place), False, self.world.stored, proc.pid, self.world.clock_s(proc.node)
+            )
 
         answer: Any = Silence()
         while isinstance(answer, Silence):

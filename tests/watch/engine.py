@@ -87,7 +87,11 @@ class Engine:
 
     def count(self, slot: str) -> int:
         job = self.job
-        counts = {"world": int(job.has_world), "tp": 2 * job.micro if job.tp > 1 else 0, "dp": job.buckets if job.dp > 1 else 0}
+        counts = {
+            "world": int(job.has_world),
+            "tp": 2 * job.micro if job.tp > 1 else 0,
+            "dp": job.buckets if job.dp > 1 else 0,
+        }
         return counts.get(slot, job.micro if job.pp > 1 else 0)
 
     def _costs(self) -> None:
@@ -148,7 +152,9 @@ class Engine:
                 done = np.where(hit, INF, done)
             else:
                 hit = mask & (last >= fault.at_s)
-                times = fault.factor * (np.exp(self.rng.normal(0.0, 0.8, np.shape(last))) if fault.ill is Ill.LOSSY else 1.0)
+                times = fault.factor * (
+                    np.exp(self.rng.normal(0.0, 0.8, np.shape(last))) if fault.ill is Ill.LOSSY else 1.0
+                )
                 done = np.where(hit, last + (done - last) * np.maximum(1.0, times), done)
             if hit.any() and fault.struck_s == INF:
                 fault.struck_s = max(fault.at_s, float(np.min(last, where=hit, initial=INF)))
@@ -189,7 +195,9 @@ class Engine:
             done = np.full(self.job.tp, -INF)
             for bucket in range(self.job.buckets):
                 enter = ready[bucket, stage]
-                done = self._transfer("dp", stage, np.maximum(done, enter.max(axis=0)), self.job.dp_s / self.job.buckets)
+                done = self._transfer(
+                    "dp", stage, np.maximum(done, enter.max(axis=0)), self.job.dp_s / self.job.buckets
+                )
                 self._note("dp", bucket, stage, enter, done[None, :])
             self._wait(stage, np.maximum(self.now[stage], done[None, :]))
         return begin

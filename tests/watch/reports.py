@@ -52,7 +52,9 @@ class Timeline:
             step = self._engine.step
             iteration = self._engine.iterate()
             self._kept.append(iteration)
-            self._own[step % HISTORY] = iteration.own * (1.0 + self._engine.rng.normal(0.0, MEASURING, len(iteration.own)))
+            self._own[step % HISTORY] = iteration.own * (
+                1.0 + self._engine.rng.normal(0.0, MEASURING, len(iteration.own))
+            )
             with np.errstate(invalid="ignore"):
                 self._took[step % HISTORY] = iteration.end - iteration.begin
 
@@ -138,7 +140,11 @@ class Reporter:
             row = table[rank]
             row["process"], row["exit"], row["gone_s"] = Process.GONE, code, max(0.0, when[rank] - died)
         self._babble(table, now)
-        lost = {fault.nodes[0] for fault in self._faults if fault.ill is Ill.NODE_LOST and now - age[fault.nodes[0]] > fault.at_s}
+        lost = {
+            fault.nodes[0]
+            for fault in self._faults
+            if fault.ill is Ill.NODE_LOST and now - age[fault.nodes[0]] > fault.at_s
+        }
         found = []
         for node in range(self.job.nodes):
             urgent = age[node] == 0.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from dataclasses import MISSING, fields
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -14,6 +15,7 @@ from tests.values import NODES, letters, versions
 from ckptd.ckpt.errors import PeerError
 from ckptd.ckpt.inventory import Captures, Held, Ledger, Parity, Part, Report
 from ckptd.ckpt.model import GroupMap, Image, Payload, Table, Version
+from ckptd.ckpt.rounds import Agent, Isolation, Member, Place, Round, Wish
 from ckptd.ckpt.wire import ckptd_pb2 as pb
 from ckptd.ckpt.wire.translate import letter_in, letter_out, version_in, version_out
 
@@ -39,6 +41,9 @@ REPORT = Report(
     wanted=Version(1, 5),
     domain="rack-9",
     scanned=False,
+    agent=Agent("a-1", 2, "node-1", 7, 3, 4, 1.5, 8, Place(9, "k", 1, 2), "a worker died", "gone"),
+    wish=Wish(9, "k", "a hang", "given up"),
+    isolations=(Isolation(4, 2, True, "slow"),),
 )
 LEDGER = Ledger(
     collector=2,
@@ -55,6 +60,8 @@ LEDGER = Ledger(
     tables=(TABLE,),
     reports=(REPORT,),
     lost=(2,),
+    round=Round(9, "k", 3, (Member(5, "a-1", 2),), "node-5", 7, "node 2 is lost", "done"),
+    isolations=(Isolation(5, 1, True, "bad memory"),),
 )
 
 
@@ -68,10 +75,16 @@ def test_no_field_is_forgotten(letter: Report | Ledger) -> None:
     assert letter_in(letter_out(letter), NODES) == letter
 
 
-def letter_parts(letter: Report | Ledger) -> list[Held | Parity | Part | Captures]:
+def letter_parts(letter: Report | Ledger) -> list[Any]:
     """What a letter's reports are made of."""
     reports = letter.reports if isinstance(letter, Ledger) else (letter,)
-    parts = [part for report in reports for part in (*report.held, *report.parities, report.part, *report.captures)]
+    parts: list[Any] = [
+        part for report in reports for part in (*report.held, *report.parities, report.part, *report.captures)
+    ]
+    parts += [part for report in reports for part in (report.agent, report.wish, *report.isolations)]
+    parts += [report.agent.place for report in reports if report.agent]
+    if isinstance(letter, Ledger) and letter.round:
+        parts += [letter.round, *letter.round.members, *letter.isolations]
     return [part for part in parts if part is not None]
 
 

@@ -1,0 +1,63 @@
+"""`ckptd run` and `ckptd restart`: start a job's trainers, and have them started again."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from ckptd.ckpt.client import Client
+from ckptd.ckpt.errors import UsageError
+from ckptd.ckpt.settings import read
+from ckptd.daemon.cli_options import AsJson, Job, RunDir
+
+RUN_SETTINGS = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
+
+
+def run(context: typer.Context) -> None:
+    """Train: torchrun's command line, with the daemon started beside it. `ckptd run --nproc-per-node 2 train.py ...`
+
+    Trainers that die or hang are ended and started again together, on all nodes, from the newest snapshot.
+    """
+    # torch lives in a process of its own, which takes this one's place: signals reach it directly.
+    command = [sys.executable, "-m", "ckptd.integrations.launch", *context.args]
+    os.execv(command[0], command)  # noqa: S606  (no shell is wanted)
+
+
+def restart(
+    isolate: Annotated[
+        list[int] | None, typer.Option(help="Keep this node out from now on (may be repeated).", show_default=False)
+    ] = None,
+    admit: Annotated[
+        list[int] | None, typer.Option(help="Let this node in again (may be repeated).", show_default=False)
+    ] = None,
+    reason: Annotated[str, typer.Option(help="Why; it is logged everywhere.")] = "asked for by `ckptd restart`",
+    give_up: Annotated[
+        bool, typer.Option("--give-up", help="End the job on all nodes instead, with exit code 93.")
+    ] = False,
+    run_dir: RunDir = None,
+    job: Job = None,
+    as_json: AsJson = False,
+) -> None:
+    """Restart the trainers on all nodes from the newest snapshot, without the nodes that are isolated.
+
+    An isolated node's launcher ends with exit code 94, and a new one there does too, until the node is let in again.
+    """
+    if min([*(isolate or []), *(admit or [])], default=0) < 0:
+        raise UsageError("a node's index is 0 or more")
+    settings = read(run_dir=run_dir, job=job)
+    done = Client(settings.where(), settings.job).restart(
+        reason, isolate=isolate or [], admit=admit or [], give_up=give_up
+    )
+    if as_json:
+        typer.echo(json.dumps(done, indent=1))
+        return
+    kept_out = "".join(f", without node {node}" for node in done["isolated"])
+    let_in = "".join(f"node {node} may come again; " for node in done["admitted"])
+    what = (
+        "the job is given up" if give_up else "" if let_in and not kept_out else f"all trainers are restarted{kept_out}"
+    )
+    typer.echo(f"{let_in}{what}: {reason}" if what else let_in.rstrip("; "))

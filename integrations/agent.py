@@ -1,0 +1,128 @@
+"""torch elastic's agent, with quicker hands: trainers are ended by SIGKILL, and only a failure of its own spends a restart.
+
+All private names of torch's agent that ckptd touches stand in this file; `check` compares them with the torch in use.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch.distributed.elastic.agent.server import local_elastic_agent
+from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerState
+from torch.distributed.launcher import api as launcher
+
+from ckptd.ckpt.errors import CkptdError
+from ckptd.integrations.rendezvous import CkptdRendezvous
+
+KILL_S = 2
+"""A trainer that SIGKILL has not ended after so long hangs inside the kernel; the agent goes on without waiting for it."""
+BLAME_S = 0.5
+"""How long to wait for another node's word before a trainer's error counts as this node's own: when a rank dies, its peers
+fail in their collectives at once. A death by a signal needs no such doubt."""
+_AGENT = "LocalElasticAgent"
+_METHODS = ("_start_workers", "_stop_workers", "_monitor_workers")
+
+
+class Agent(local_elastic_agent.LocalElasticAgent):
+    """An agent whose rendezvous is `CkptdRendezvous`."""
+
+    _pcontext: Any
+    _restarting = False
+    _failed: Mapping[int, int] = {}
+
+    def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
+        started = super()._start_workers(worker_group)
+        processes, self._failed = self._pcontext, {}
+        end = processes.close
+
+        def close(death_sig: signal.Signals | None = None, timeout: int = 30) -> None:
+            """torch says nothing, or SIGTERM and 30 s, where trainers are to be replaced: there is nothing to wait for."""
+            if death_sig is None:  # a trainer has failed, and torch ends the others before it tells anybody
+                self._failed = exit_codes(processes)
+            if death_sig is None or self._restarting:
+                death_sig, timeout = signal.SIGKILL, KILL_S
+            end(death_sig, timeout)
+
+        processes.close = close
+        self._rendezvous_by_daemons.workers = lambda: list(processes.pids().values())
+        self._rendezvous_by_daemons.is_over()  # from now on the daemon ends them should this agent die
+        return started  # type: ignore[no-any-return]
+
+    def _stop_workers(self, *arguments: Any, **named: Any) -> None:
+        self._restarting = True
+        try:
+            super()._stop_workers(*arguments, **named)
+        finally:
+            self._restarting = False
+
+    def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
+        result: RunResult = super()._monitor_workers(worker_group)
+        if result.state not in (WorkerState.FAILED, WorkerState.UNHEALTHY):
+            return result
+        said, by_signal = self._first_failure(result)
+        certain = by_signal or worker_group.group_world_size == 1
+        if self._rendezvous_by_daemons.is_over(0.0 if certain else BLAME_S):
+            return RunResult(
+                state=WorkerState.HEALTHY
+            )  # the restart that the daemons asked for follows, and spends nothing
+        self._rendezvous_by_daemons.blame(said)
+        return result
+
+    def _first_failure(self, result: RunResult) -> tuple[str, bool]:
+        """What began it in words, and whether that was a death by a signal: where one rank is killed, others fail."""
+        if not self._failed:
+            return f"the trainers are {result.state.name.lower()}", False
+        local = min(self._failed, key=lambda rank: (self._failed[rank] > 0, rank))
+        rank, code = self._worker_group.workers[local].global_rank, self._failed[local]
+        if code > 0:
+            return f"rank {rank} ended with exit code {code}", False
+        try:
+            name = signal.Signals(-code).name
+        except ValueError:
+            name = f"signal {-code}"
+        return f"rank {rank} was ended by {name}", True
+
+    @property
+    def _rendezvous_by_daemons(self) -> CkptdRendezvous:
+        handler = self._worker_group.spec.rdzv_handler
+        assert isinstance(handler, CkptdRendezvous), f"an agent of ckptd with the rendezvous {handler.get_backend()}"
+        return handler
+
+
+def exit_codes(processes: Any) -> dict[int, int]:
+    """The exit codes (negative: a signal) of the trainers that have ended, by local rank."""
+    handlers = getattr(processes, "subprocess_handlers", None)
+    if handlers is not None:
+        found = {rank: handler.proc.poll() for rank, handler in handlers.items()}
+    else:
+        forked = getattr(processes, "_pc", None)
+        found = {rank: process.exitcode for rank, process in enumerate(forked.processes)} if forked else {}
+    return {rank: code for rank, code in found.items() if code}
+
+
+def check() -> None:
+    """Raise CkptdError when this torch lacks a name that the agent is made of, before anything is started."""
+    stock = local_elastic_agent.LocalElasticAgent
+    missing = [name for name in _METHODS if not hasattr(stock, name)]
+    missing += [] if hasattr(launcher, _AGENT) else [f"launcher.api.{_AGENT}"]
+    if missing:
+        raise CkptdError(
+            f"torch {torch.__version__} has no {', '.join(missing)}, which `ckptd run` needs; "
+            "use torchrun --rdzv-backend ckptd, or another torch"
+        )
+
+
+@contextlib.contextmanager
+def installed() -> Iterator[None]:
+    """While this lasts, torch's launcher makes agents of this kind: it looks the class up in its module."""
+    check()
+    stock = vars(launcher)[_AGENT]
+    setattr(launcher, _AGENT, Agent)
+    try:
+        yield
+    finally:
+        setattr(launcher, _AGENT, stock)
