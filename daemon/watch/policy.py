@@ -1,8 +1,9 @@
 """What to do about a verdict: ignore, warn, restart in place, isolate and restart, give up; always with the reason. Pure.
 
-A restart costs what it costs, so a slow rank is worth one when it has cost as much (ski rental: never more than twice what
-the best would have cost who knew the future). A restart that did not help is not tried for ever: each restore point has a few
-tries, then an older one; a job that makes no progress over several restarts ends with a code that says: do not requeue.
+A restart costs what it costs, so a slow rank is worth one when it has cost as much (ski rental: never more than twice
+what the best would have cost who knew the future). A restart that did not help is not tried for ever: each restore
+point has a few tries, then an older one; a job that makes no progress over several restarts ends with a code that says:
+do not requeue.
 """
 
 from __future__ import annotations
@@ -129,7 +130,9 @@ class Policy:
     def decide(self, verdict: Verdict, facts: Facts, now: float) -> Decision:
         """What to do about one verdict. Asked twice about one life, it restarts once."""
         if verdict.epoch <= self._restarted:
-            return Decision(Act.IGNORE, f"the life of epoch {verdict.epoch} is being restarted already; one restart is enough")
+            return Decision(
+                Act.IGNORE, f"the life of epoch {verdict.epoch} is being restarted already; one restart is enough"
+            )
         if verdict.syndrome is Syndrome.NOBODY:
             return Decision(Act.WARN, f"nobody's fault, so nobody is exchanged: {verdict.reason}")
         if verdict.syndrome not in STANDS:
@@ -150,7 +153,9 @@ class Policy:
         if lost <= self.costs.restart_s:
             return Decision(Act.WARN, f"not worth a restart yet: {said}")
         if verdict.links:
-            return Decision(Act.WARN, f"a link is slow, and neither end alone is to blame; somebody should look at it: {said}")
+            return Decision(
+                Act.WARN, f"a link is slow, and neither end alone is to blame; somebody should look at it: {said}"
+            )
         if any(now - self._moved.get(rank, -inf) < self.costs.isolate_max_s for rank in verdict.ranks):
             return Decision(Act.WARN, f"slow on another node too, so it is its share of the work, not the node: {said}")
         left = len(set(facts.nodes) - set(verdict.nodes))
@@ -180,7 +185,9 @@ class Policy:
             self._fell.clear()
         self._cycles += 1
         if self._cycles > self.costs.cycles:
-            reason = f"no progress beyond step {self._best_step} in {self.costs.cycles} restarts; the last: {verdict.reason}"
+            reason = (
+                f"no progress beyond step {self._best_step} in {self.costs.cycles} restarts; the last: {verdict.reason}"
+            )
             return Decision(Act.GIVE_UP, reason, exit_code=EXIT_NO_PROGRESS)
         if verdict.syndrome is Syndrome.CRASH:
             self._fell.setdefault(facts.step, set()).add(self._from)
@@ -203,7 +210,9 @@ class Policy:
         if waited > self.costs.wait_s:
             reason = f"{verdict.reason}; {few}, and none came in {waited:.0f} s"
             return Decision(Act.GIVE_UP, reason, exit_code=EXIT_FEW_NODES)
-        return Decision(Act.WARN, f"{verdict.reason}; {few}: waiting for a node, {waited:.0f} of {self.costs.wait_s:.0f} s")
+        return Decision(
+            Act.WARN, f"{verdict.reason}; {few}: waiting for a node, {waited:.0f} of {self.costs.wait_s:.0f} s"
+        )
 
     def _add_blame(self, node: int, now: float, weight: float) -> None:
         known = self._blame.setdefault(node, _Blame())
@@ -229,7 +238,11 @@ class Policy:
             poisoned = self._poison(point, facts.step)
             if not poisoned and self._tries.get(point, 0) < self.costs.tries:
                 break
-            why = f"from it the job crashed at step {facts.step} again" if poisoned else f"{self.costs.tries} tries did not help"
+            why = (
+                f"from it the job crashed at step {facts.step} again"
+                if poisoned
+                else f"{self.costs.tries} tries did not help"
+            )
             reason += f"; not from step {point.step} ({point.tier}): {why}"
         else:
             if facts.points:
@@ -241,7 +254,8 @@ class Policy:
         return Decision(Act.RESTART, reason, point=point)
 
     def _poison(self, point: Point, fell_at: int) -> bool:
-        """Whether two lives, one of them restored from this step, have crashed at the same step: it may be in the numbers."""
+        """Whether two lives, one of them restored from this step, have crashed at the same step: it may be in the
+        numbers."""
         origins = self._fell.get(fell_at, set())
         return len(origins) >= 2 and point.step in origins
 

@@ -1,4 +1,5 @@
-"""Judge the judge: `python -m tests.watch --seeds 1000 --ranks 8..2048`. The last line is a summary; exit code 1 below the bar.
+"""Judge the judge: `python -m tests.watch --seeds 1000 --ranks 8..2048`. The last line is a summary; exit code 1 below
+the bar.
 
 A seed that goes wrong is printed with the command that replays it.
 """
@@ -39,8 +40,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--ranks", default="8..2048", help="sizes of jobs (default 8..2048)")
     parser.add_argument("--jobs", type=int, default=2, help="processes (default 2)")
     parser.add_argument("--seed", type=int, help="replay this one only")
-    parser.add_argument("--days", type=int, default=0, help="instead: so many healthy days of 1,024 ranks, from --start on")
-    parser.add_argument("--period", type=float, default=1.0, help="of those: how often the judge looks, in s (default 1)")
+    parser.add_argument(
+        "--days", type=int, default=0, help="instead: so many healthy days of 1,024 ranks, from --start on"
+    )
+    parser.add_argument(
+        "--period", type=float, default=1.0, help="of those: how often the judge looks, in s (default 1)"
+    )
     return parser
 
 
@@ -52,14 +57,18 @@ def search(options: argparse.Namespace, ranks: tuple[int, int]) -> int:
         for seed in seeds:
             tally.add(judge_seed(seed, ranks))
     else:
-        with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn"), initializer=os.nice, initargs=(5,)) as pool:
+        with ProcessPoolExecutor(
+            options.jobs, mp_context=get_context("spawn"), initializer=os.nice, initargs=(5,)
+        ) as pool:
             for outcome in pool.map(judge_seed, seeds, [ranks] * len(seeds), chunksize=8):
                 tally.add(outcome)
     for seed, said in tally.made_up[:SHOWN]:
         print(f"MADE UP at {said.at_s:.0f} s: {said.verdict.reason}\nreplay: {command(seed, options.ranks)}")
     for seed, fault, found in tally.missed[:SHOWN]:
         what = f"named {sorted(named(found.verdict))[:8]}: {found.verdict.reason}" if found else "not found"
-        print(f"MISSED {fault.ill.value} of {sorted(fault.suspects)[:8]}: {what}\nreplay: {command(seed, options.ranks)}")
+        print(
+            f"MISSED {fault.ill.value} of {sorted(fault.suspects)[:8]}: {what}\nreplay: {command(seed, options.ranks)}"
+        )
     print("\n".join(["", *table(tally.classes), "", *table(tally.syndromes), ""]))
     total = tally.total()
     print(
@@ -101,10 +110,13 @@ def replay(seed: int, ranks: tuple[int, int]) -> int:
     outcome = attempt(scenario)
     print(f"{scenario.job}\n{scenario.calm}")
     for fault in outcome.faults:
-        print(f"{fault.ill.value} of {sorted(fault.suspects)[:8]} from {fault.at_s:.1f} s, struck at {fault.struck_s:.1f} s")
+        print(
+            f"{fault.ill.value} of {sorted(fault.suspects)[:8]} from {fault.at_s:.1f} s, struck at {fault.struck_s:.1f} s"
+        )
     for said in outcome.said:
         print(f"{said.at_s:6.0f} s  {said.verdict.syndrome.value}: {said.verdict.reason}")
-    wrong = outcome.made_up or [f for f in outcome.struck if not (s := outcome.found(f)) or not outcome.names(s, f)]
+    missed = [fault for fault in outcome.struck if not (told := outcome.found(fault)) or not outcome.names(told, fault)]
+    wrong = bool(outcome.made_up or missed)
     print(f"{outcome.seconds:.0f} simulated s: {'wrong' if wrong else 'right'}")
     return 1 if wrong else 0
 

@@ -1,10 +1,10 @@
-"""Runs scenarios through the judge and keeps the score: what was found, who was named, how long it took, what was made up."""
+"""Runs scenarios through the judge and keeps the score: what was found, who was named, how long it took, what was made
+up."""
 
 from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from random import Random
 
@@ -71,7 +71,9 @@ class Outcome:
         if liar >= 0 and (verdict.nodes == (liar,) or (verdict.links and verdict.links[0][0] == liar)):
             return verdict.syndrome is Syndrome.COMMUNICATION_SLOW  # it blames what it receives by, so itself
         causes = [f for f in self.struck if f.syndrome is verdict.syndrome]
-        if verdict.syndrome is Syndrome.COMMUNICATION_SLOW:  # of a cut link nothing arrives: it is said before the job stands
+        if (
+            verdict.syndrome is Syndrome.COMMUNICATION_SLOW
+        ):  # of a cut link nothing arrives: it is said before the job stands
             causes += [f for f in self.struck if f.ill is Ill.CUT]
         to_blame = frozenset().union(*(f.suspects for f in causes))
         return bool(to_blame) and named(verdict) <= to_blame
@@ -97,7 +99,9 @@ class Run:
         """What the judge says at a moment, after the reports of the second before it."""
         self._timeline.advance(now)
         samples = self._network.samples(now, self.judge.probes)
-        reports = [replace(report, samples=samples.get(report.node, report.samples)) for report in self._reporter.reports(now)]
+        reports = [
+            replace(report, samples=samples.get(report.node, report.samples)) for report in self._reporter.reports(now)
+        ]
         self.judge.hear(reports, now)
         found = self.judge.judge(now)
         self._timeline.forget(now - 2.0)
@@ -140,7 +144,9 @@ def _is_over(outcome: Outcome, now: float) -> bool:
     struck = [fault.struck_s for fault in outcome.faults if fault.struck_s < INF]
     if not struck:
         return now > scenario.begin_s + WAIT_MAX_S
-    waiting = [fault for fault in outcome.struck if not (said := outcome.found(fault)) or not outcome.names(said, fault)]
+    waiting = [
+        fault for fault in outcome.struck if not (said := outcome.found(fault)) or not outcome.names(said, fault)
+    ]
     stands = any(said.verdict.syndrome in STANDS for said in outcome.said)
     if not waiting and (stands or now > max(struck) + 20.0):
         return True
@@ -233,9 +239,15 @@ def table(scores: dict[str, Score]) -> list[str]:
         share = score.found / score.faults
         right = score.right / score.found if score.found else 0.0
         times = (
-            (f"{statistics.median(score.seconds):6.1f} s", f"{max(score.seconds):6.1f} s", f"{statistics.median(score.steps):9.1f}")
+            (
+                f"{statistics.median(score.seconds):6.1f} s",
+                f"{max(score.seconds):6.1f} s",
+                f"{statistics.median(score.steps):9.1f}",
+            )
             if score.seconds
             else ("-", "-", "-")
         )
-        lines.append(f"{name:26s} {score.faults:6d} {share:7.3f} {right:7.3f} {times[0]:>8s} {times[1]:>8s} {times[2]:>9s}")
+        lines.append(
+            f"{name:26s} {score.faults:6d} {share:7.3f} {right:7.3f} {times[0]:>8s} {times[1]:>8s} {times[2]:>9s}"
+        )
     return lines

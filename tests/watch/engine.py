@@ -1,7 +1,7 @@
 """The job's time, with real waiting: a collective ends for all when the last has entered and the bytes have moved.
 
-Each step is computed for all ranks at once; never is infinity, and spreads as waits do. What is recorded is who entered and left
-which collective when: everything that reports show is read off that record.
+Each step is computed for all ranks at once; never is infinity, and spreads as waits do. What is recorded is who entered
+and left which collective when: everything that reports show is read off that record.
 """
 
 from __future__ import annotations
@@ -82,12 +82,16 @@ class Engine:
             own = self.now - begin - self._waited
         flat = {slot: value.reshape(len(value), job.ranks) for slot, value in self._enter.items()}
         done = {slot: value.reshape(len(value), job.ranks) for slot, value in self._done.items()}
-        parts = (begin, self.now.copy(), own)
-        return Iteration(*(part.reshape(-1) for part in parts), flat, done, reduced.reshape(-1), paused, phase)
+        begin, end, own, reduced = (part.reshape(-1) for part in (begin, self.now.copy(), own, reduced))
+        return Iteration(begin, end, own, flat, done, reduced, paused, phase)
 
     def count(self, slot: str) -> int:
         job = self.job
-        counts = {"world": int(job.has_world), "tp": 2 * job.micro if job.tp > 1 else 0, "dp": job.buckets if job.dp > 1 else 0}
+        counts = {
+            "world": int(job.has_world),
+            "tp": 2 * job.micro if job.tp > 1 else 0,
+            "dp": job.buckets if job.dp > 1 else 0,
+        }
         return counts.get(slot, job.micro if job.pp > 1 else 0)
 
     def _costs(self) -> None:
@@ -148,7 +152,9 @@ class Engine:
                 done = np.where(hit, INF, done)
             else:
                 hit = mask & (last >= fault.at_s)
-                times = fault.factor * (np.exp(self.rng.normal(0.0, 0.8, np.shape(last))) if fault.ill is Ill.LOSSY else 1.0)
+                times = fault.factor * (
+                    np.exp(self.rng.normal(0.0, 0.8, np.shape(last))) if fault.ill is Ill.LOSSY else 1.0
+                )
                 done = np.where(hit, last + (done - last) * np.maximum(1.0, times), done)
             if hit.any() and fault.struck_s == INF:
                 fault.struck_s = max(fault.at_s, float(np.min(last, where=hit, initial=INF)))
@@ -182,14 +188,16 @@ class Engine:
             ready[bucket, stage] = self.now[stage]
 
     def _reduce(self, ready: Array) -> Array:
-        begin = self.now.copy()
+        begin: Array = self.now.copy()
         if self.job.dp == 1:
             return begin
         for stage in range(self.job.pp):
             done = np.full(self.job.tp, -INF)
             for bucket in range(self.job.buckets):
                 enter = ready[bucket, stage]
-                done = self._transfer("dp", stage, np.maximum(done, enter.max(axis=0)), self.job.dp_s / self.job.buckets)
+                done = self._transfer(
+                    "dp", stage, np.maximum(done, enter.max(axis=0)), self.job.dp_s / self.job.buckets
+                )
                 self._note("dp", bucket, stage, enter, done[None, :])
             self._wait(stage, np.maximum(self.now[stage], done[None, :]))
         return begin

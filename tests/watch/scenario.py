@@ -55,7 +55,9 @@ def draw(seed: int, ranks: tuple[int, int] = (8, 2048)) -> Scenario:
         job = _fitting(job, chosen)
         ills = tuple(made)
     calm = _calm(rng, job, begin, healthy=not ills)
-    slow = [30.0 * (job.step_s + fault.delay_s * job.micro) * max(1.0, fault.factor) for fault in ills if fault.ill in SLOWS]
+    slow = [
+        30.0 * (job.step_s + fault.delay_s * job.micro) * max(1.0, fault.factor) for fault in ills if fault.ill in SLOWS
+    ]
     horizon = max(60.0, 8.0 * job.step_s + 30.0, *slow)
     return Scenario(seed, job, ills, calm, begin, horizon)
 
@@ -95,7 +97,9 @@ def _make(ill: Ill, job: Job, at: float, rng: Random, others: list[Fault]) -> Fa
         Ill.HANG_LOADER: lambda: Fault(ill, at, (rng.choice(_loaders(job, taken)),), segments=frozenset({"load"})),
         Ill.STUCK: lambda: _stuck(job, at, rng),
         Ill.CUT: lambda: _link(ill, job, at, rng),
-        Ill.DELAY: lambda: Fault(ill, at, (rank,), segments=frozenset({rng.choice(("fwd", "bwd", "opt"))}), delay_s=delay),
+        Ill.DELAY: lambda: Fault(
+            ill, at, (rank,), segments=frozenset({rng.choice(("fwd", "bwd", "opt"))}), delay_s=delay
+        ),
         Ill.DELAY_LOADER: lambda: Fault(
             ill, at, (rng.choice(_loaders(job, taken)),), segments=frozenset({"load"}), delay_s=delay
         ),
@@ -179,7 +183,10 @@ def _calm(rng: Random, job: Job, begin: float, *, healthy: bool) -> Calm:
             words.append(word)
         return drawn
 
-    everyone, step = tuple(range(job.ranks)), lambda: rng.randint(12, WARM_STEPS + 8)
+    def step() -> int:
+        return rng.randint(12, WARM_STEPS + 8)
+
+    everyone = tuple(range(job.ranks))
     pauses: list[Pause] = []
     if happens("evaluation of all", 0.2):
         pauses.append(Pause(step(), rng.uniform(5.0, 120.0), everyone, Phase.EVALUATION))
@@ -193,7 +200,11 @@ def _calm(rng: Random, job: Job, begin: float, *, healthy: bool) -> Calm:
         pauses.append(Pause(step(), rng.uniform(5.0, 60.0), who, Phase.COMPILE))
     if happens("a slow step", 0.4):
         pauses.append(Pause(step(), job.step_s * rng.uniform(0.5, 3.0), (rng.choice(everyone),)))
-    stalls = ((step(), rng.randint(1, 20), job.step_s * rng.uniform(0.3, 1.5)),) if _can_stall(job) and happens("input", 0.3) else ()
+    stalls = (
+        ((step(), rng.randint(1, 20), job.step_s * rng.uniform(0.3, 1.5)),)
+        if _can_stall(job) and happens("input", 0.3)
+        else ()
+    )
     bursts = tuple(
         (begin + rng.uniform(-10.0, 40.0), rng.uniform(1.0, 6.0), rng.randrange(job.nodes))
         for _ in range(rng.randint(1, 4) if happens("bursts", 0.3) else 0)
@@ -204,7 +215,9 @@ def _calm(rng: Random, job: Job, begin: float, *, healthy: bool) -> Calm:
         words.append(odd)
     babbler = rng.randrange(job.ranks) if odd == "babbler" else -1
     return Calm(
-        tuple(pause for pause in pauses if pause.ranks != (babbler,)),  # whose phase nobody knows can't be excused for it
+        tuple(
+            pause for pause in pauses if pause.ranks != (babbler,)
+        ),  # whose phase nobody knows can't be excused for it
         stalls,
         collections=rng.choice((0.0, 0.01, 0.05)),
         loss=rng.choice((0.0, 0.01, 0.03)),

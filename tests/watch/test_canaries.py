@@ -18,7 +18,9 @@ def test_a_planted_bug_is_found(name: str) -> None:
             outcome = judge_seed(seed, RANKS)
         except (IndexError, ValueError):  # nonsense that is believed may also break what reads it
             return True
-        missed = [fault for fault in outcome.struck if not (said := outcome.found(fault)) or not outcome.names(said, fault)]
+        missed = [
+            fault for fault in outcome.struck if not (said := outcome.found(fault)) or not outcome.names(said, fault)
+        ]
         return bool(outcome.made_up or missed)
 
     assert not any(is_wrong(seed) for seed in range(3)), "without the bug these are right"
