@@ -1,9 +1,9 @@
 """What the other nodes' clocks show, from letters that travel anyway.
 
 A letter and its answer carry four stamps. If both took equally long, the node's clock is ahead by the mean of the two
-differences, and whatever the truth is, it is not further away than half of the time that was spent on the way (as NTP reckons,
-RFC 5905). So the exchange with the shortest way is the best one, and it loses its worth as clocks drift. All age alike: which
-one is best does not change with time, so one is all that is kept of a node.
+differences, and whatever the truth is, it is not further away than half of the time that was spent on the way (as NTP
+reckons, RFC 5905). So the exchange with the shortest way is the best one, and it loses its worth as clocks drift. All
+age alike: which one is best does not change with time, so one is all that is kept of a node.
 """
 
 from __future__ import annotations

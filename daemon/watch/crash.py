@@ -16,8 +16,8 @@ from ckptd.daemon.watch.observations import Process
 from ckptd.daemon.watch.verdicts import Confidence, Syndrome, Verdict, several
 
 FIRST_HAND = frozenset({signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL})
-"""Nobody dies of these because a peer did: an error on a broken connection raises or aborts. (An agent that ends its workers by
-SIGKILL does so after somebody has died.)"""
+"""Nobody dies of these because a peer did: an error on a broken connection raises or aborts. (An agent that ends its
+workers by SIGKILL does so after somebody has died.)"""
 
 
 def lost_nodes(fleet: Fleet, delays: Delays, now: float, limits: Limits) -> list[Verdict]:
@@ -25,10 +25,8 @@ def lost_nodes(fleet: Fleet, delays: Delays, now: float, limits: Limits) -> list
     silence = fleet.silence(now)
     silent = np.flatnonzero(silence > limits.silent_s)
     if 2 * len(silent) > fleet.layout.nodes:
-        fleet.remark(
-            "fewer than half of the nodes are heard: it may be the judge that is cut off, so no node counts as lost"
-        )
-        return []
+        fleet.remark("fewer than half of the nodes are heard: it may be the judge that is cut off, so it waits longer")
+        silent = np.flatnonzero(silence > limits.silent_alone_s)
     speaking = silence <= limits.fresh_s
     found: list[Verdict] = []
     still = bool((now - fleet.moved[speaking[fleet.layout.node_of]] > limits.fresh_s).all())

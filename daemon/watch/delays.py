@@ -1,8 +1,9 @@
 """The delay matrix: what moving bytes costs between each two nodes, and whether a receiver, a sender or a link is slow.
 
-Source: C4's communication latency matrix. Row = receiver, column = sender, cell = link; a cell is the cost relative to the median
-of its kind. Faults that overlap are taken apart as a median polish does (Tukey, "Exploratory Data Analysis", 1977): what a row
-or column has in common is its own, what is left over is the link's. Cells that nobody has measured are simply absent.
+Source: C4's communication latency matrix. Row = receiver, column = sender, cell = link; a cell is the cost relative to
+the median of its kind. Faults that overlap are taken apart as a median polish does (Tukey, "Exploratory Data Analysis",
+1977): what a row or column has in common is its own, what is left over is the link's. Cells that nobody has measured
+are simply absent.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ from ckptd.daemon.watch.verdicts import Confidence, Syndrome, Verdict
 VOTE_S = 5.0
 """For how long an attempt to reach a node says something about it."""
 HEALTHY = 0.4
-"""What is usual is taken from there, and how far links differ from the cheaper half: two slow nodes of four are half of all."""
+"""What is usual is taken from there, and how far links differ from the cheaper half: two slow nodes of four are half of
+all."""
 QUARTER_MAD = 1.11
 """Median absolute deviations between the first quarter and the first tenth of what is spread normally."""
-LINE_SHARE = 0.75
+LINE_SHARE = 0.6
 """What all cells of a line have in common is better known than one cell: it counts from this part of a hot cell on."""
 COST_MAX = 1e3
 """So many times the usual stands for "nothing came"."""
@@ -53,7 +55,8 @@ class Delays:
         self._fails = np.zeros((nodes, nodes), np.int16)
 
     def hear(self, reports: Iterable[NodeReport], now: float) -> None:
-        """Take the samples that are possible: of the node's own reads, from another node of the job, with a positive cost."""
+        """Take the samples that are possible: of the node's own reads, from another node of the job, with a positive
+        cost."""
         kept = [report.samples[report.samples["receiver"] == report.node] for report in reports if len(report.samples)]
         if not kept:
             return
@@ -95,7 +98,8 @@ class Delays:
         return bool(self._tried[receiver, sender] >= when)
 
     def cells(self, now: float) -> Cells:
-        """Every link with enough samples, and what most of its newest samples cost at least, relative to the median of their kind."""
+        """Every link with enough samples, and what most of its newest samples cost at least, relative to the median of
+        their kind."""
         used = self._used
         recent = now - self._at[:used] <= self._limits.frame_s
         enough = (np.minimum(self._count[:used], recent.sum(axis=1))) >= self._limits.link_window
@@ -117,7 +121,7 @@ class Delays:
         links, inverse = np.unique(code, return_inverse=True)
         worst = np.zeros(len(links))
         np.maximum.at(worst, inverse.ravel(), ratio)
-        bound = max(self._limits.hot, float(np.exp(self._limits.late_mads * spread)))
+        bound = max(self._limits.hot, float(np.exp(self._limits.link_mads * spread)))
         return links // self._nodes, links % self._nodes, worst, bound
 
     def _places(self, kinds: Ints, receivers: Ints, senders: Ints) -> Ints:
@@ -187,8 +191,8 @@ def _polish(
 ) -> tuple[Floats, Floats, Floats]:
     """What hot rows and hot columns add to the logarithm of the cost, 0 for the others, and what is left in each cell.
 
-    A line is hot when most of its cells are warm, halfway to hot, and their median is nearly hot. The most evident one is swept
-    first: of two slow senders among four nodes, every receiver's row is mostly warm too, but not as a whole.
+    A line is hot when most of its cells are warm, halfway to hot, and their median is nearly hot. The most evident one
+    is swept first: of two slow senders among four nodes, every receiver's row is mostly warm too, but not as a whole.
     """
     effects, lines, left = (np.zeros(nodes), np.zeros(nodes)), (receivers, senders), value.copy()
     for _ in range(2 * nodes):
@@ -199,8 +203,8 @@ def _polish(
             middle = _medians(line, left, nodes)
             share = warm / np.maximum(cells, 1)
             able = (cells >= 2) & (share > limits.hot_share) & (middle > LINE_SHARE * hot) & (effects[side] == 0)
-            for node in np.flatnonzero(able):
-                best = max(best or (0.0, 0.0, 0, 0), (float(share[node]), float(cells[node]), side, int(node)))
+            for node in map(int, np.flatnonzero(able)):
+                best = max(best or (0.0, 0.0, 0, 0), (float(share[node]), float(cells[node]), side, node))
         if best is None:
             break
         _, _, side, node = best

@@ -1,6 +1,7 @@
 """The newest digest of every rank, as columns, and since when each stands still. Checks what comes in before it counts.
 
-Nothing here grows with what is sent: a rank has one row, a node a number of reports a second, and remarks are counted per rank.
+Nothing here grows with what is sent: a rank has one row, a node a number of reports a second, and remarks are counted
+per rank.
 """
 
 from __future__ import annotations
@@ -101,7 +102,8 @@ class Fleet:
         start = self._limits.grace_s[Phase.START]
         starting = (self.rows["step"] < max(0, self.first_step) + self._limits.first_steps) & (now - self.born < start)
         in_phase: Flags = (now - self.phased < grace[phase]) | starting
-        return in_phase & (self.rows["process"] != Process.STOPPED)
+        in_phase &= self.rows["process"] != Process.STOPPED
+        return in_phase
 
     def remark(self, text: str) -> None:
         """Remember something odd, for people; counted, and bounded."""
@@ -221,7 +223,7 @@ def joined(tables: Sequence[Table], record: np.dtype[Any]) -> Table:
     """The records of all tables. (`np.concatenate` compares the fields of each table's type with each other's.)"""
     bounds = np.cumsum([0, *map(len, tables)])
     whole = np.empty(int(bounds[-1]), record)
-    for start, table in zip(bounds, tables):
+    for start, table in zip(bounds[:-1], tables, strict=True):
         whole[start : start + len(table)] = table
     return whole
 

@@ -7,7 +7,7 @@ order was broken, and everybody in the circle is suspected.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -62,7 +62,8 @@ def waits(fleet: Fleet) -> Waits:
 def culprits(fleet: Fleet, seen: Waits) -> tuple[Flags, Flags]:
     """By rank: where the waits end, and who waits in a circle.
 
-    A rank whose main thread is known to wait nowhere, or that holds the GIL, does not wait, whatever is under way in its name.
+    A rank whose main thread is known to wait nowhere, or that holds the GIL, does not wait, whatever is under way in
+    its name.
     """
     computes = (fleet.rows["waits"] == NOWHERE) | (fleet.rows["process"] == Process.HELD)
     gone = fleet.rows["process"] == Process.GONE
@@ -106,6 +107,8 @@ class Hangs:
         excused = fleet.excused(now)
         self._blamed = np.where(ends & ~excused, np.minimum(self._blamed, now), np.inf)
         gone = fleet.rows["process"] == Process.GONE
+        if (fleet.rows["exit"][gone] != 0).any():
+            return [], ()  # who died first is said as soon as it is known
         unheard = (fleet.silence(now)[fleet.layout.node_of] > self._limits.fresh_s) & ~gone
         busy = now - self._blamed > self._limits.busy_hang * limit
         guilty = ends & ~excused & ~unheard & ((stood > limit) | busy)
@@ -161,7 +164,8 @@ def _circle(fleet: Fleet, circle: Flags, now: float) -> Verdict:
 
 
 def _stuck_groups(fleet: Fleet, seen: Waits, excused: Flags, stood: Floats, limit: float) -> Ints:
-    """The groups whose newest collective all have entered, whose members all stand still, none of them with an excuse or unheard."""
+    """The groups whose newest collective all have entered, whose members all stand still, none of them with an excuse
+    or unheard."""
     layout = fleet.layout
     chosen = [
         group
@@ -172,43 +176,40 @@ def _stuck_groups(fleet: Fleet, seen: Waits, excused: Flags, stood: Floats, limi
 
 
 def _stuck(fleet: Fleet, delays: Delays, groups: Ints, now: float, limit: float) -> tuple[list[Verdict], Links]:
+    """Why a collective does not end: members that entered another one, links that are down, or nothing that can be seen."""
     layout = fleet.layout
     members = np.unique(np.concatenate([layout.members(group) for group in groups]))
-    odd = _out_of_step(fleet, groups)
     stood = float((now - fleet.moved[members]).min())
-    numbers = (("stood_s", stood), ("limit_s", limit), ("groups", float(len(groups))))
-    said = f"all {len(members)} members of {several(map(int, layout.ids[groups]), 'group')} have entered a collective that has not ended for {stood:.1f} s"
+    verdict = Verdict(
+        Syndrome.COMMUNICATION_HANG,
+        f"all {len(members)} members of {several(map(int, layout.ids[groups]), 'group')} have entered a collective that has "
+        f"not ended for {stood:.1f} s, more than {limit:.1f} s",
+        evidence=(("stood_s", stood), ("limit_s", limit), ("groups", float(len(groups)))),
+    )
+    odd = _out_of_step(fleet, groups)
     if odd:
-        reason = f"{said}: {several(odd, 'rank')} entered another one than the rest"
-        return [Verdict(Syndrome.COMMUNICATION_HANG, reason, odd, _nodes(fleet, odd), evidence=numbers)], np.zeros(
-            (0, 2), np.int64
-        )
-    nodes = np.unique(layout.node_of[members])
-    dead = delays.dead(nodes, now)
+        reason = f"{verdict.reason}: {several(odd, 'rank')} entered another one than the rest"
+        return [replace(verdict, reason=reason, ranks=odd, nodes=_nodes(fleet, odd))], ()
+    dead = delays.dead(np.unique(layout.node_of[members]), now)
     if dead:
         ends = sorted({node for link in dead for node in link})
         hub = [node for node in ends if len(ends) > 2 and all(node in link for link in dead)]
-        suspects = tuple(hub or ends)
-        links = ", ".join(f"{sender} to {receiver}" for receiver, sender in dead[:4])
-        reason = f"{said}, and nothing comes over {len(dead)} of their links: node {links}"
-        return [Verdict(Syndrome.COMMUNICATION_HANG, reason, nodes=suspects, links=dead, evidence=numbers)], np.zeros(
-            (0, 2), np.int64
-        )
+        shown = ", ".join(f"{sender} to {receiver}" for receiver, sender in dead[:4])
+        reason = f"{verdict.reason}, and nothing comes over {len(dead)} of their links: node {shown}"
+        return [replace(verdict, reason=reason, nodes=tuple(hub or ends), links=dead)], ()
     pairs = links_of(layout.node_of, [layout.members(group) for group in groups])
     unknown = [pair for pair in pairs if not delays.tried_since(*pair, now - stood + 1.0)]
     if unknown and stood < limit + ASK_S:
         return [], tuple(unknown[:ASKED_MAX])
-    ranks = tuple(map(int, layout.members(groups[0]) if len(groups) == 1 else members))
-    reason = f"{said}; no link of theirs is down, and no process stands"
-    verdict = Verdict(
-        Syndrome.COMMUNICATION_HANG, reason, ranks, _nodes(fleet, ranks), confidence=Confidence.GUESS, evidence=numbers
-    )
-    return [verdict], ()
+    ranks = tuple(map(int, members))
+    reason = f"{verdict.reason}; no link of theirs is down, and no process stands"
+    return [replace(verdict, reason=reason, ranks=ranks, nodes=_nodes(fleet, ranks), confidence=Confidence.GUESS)], ()
 
 
 def _out_of_step(fleet: Fleet, groups: Ints) -> tuple[int, ...]:
     """Ranks whose newest collective differs from what most members of their group have entered under the same number."""
-    layout, odd = fleet.layout, set()
+    layout = fleet.layout
+    odd: set[int] = set()
     for group in groups:
         span = slice(int(layout.starts[group]), int(layout.starts[group + 1]))
         kinds, counts = np.unique(fleet.op[span], return_counts=True)

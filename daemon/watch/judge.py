@@ -1,4 +1,5 @@
-"""The judge of one job: takes the nodes' reports, and says what is wrong with it now, with reasons. Pure; time is an argument.
+"""The judge of one job: takes the nodes' reports, and says what is wrong with it now, with reasons. Pure; time is an
+argument.
 
 What stands the job still goes first, and of that the cause before its consequences: a node that is lost takes its ranks with
 it, dead ranks keep the others waiting, and who waits is not slow.
@@ -39,7 +40,7 @@ class Judge:
         self.clocks = Clocks()
         self.probes: tuple[tuple[int, int], ...] = ()
         """Links, as (receiver, sender), that should be measured as soon as can be: the verdict waits for them a moment."""
-        self._begin(layout, epoch, now)
+        self._begin(layout, epoch, now, Delays(layout.nodes, self.limits))
 
     def begin(self, layout: Layout, epoch: int, now: float) -> None:
         """A new life begins: whatever is known of the ranks belongs to the earlier one. The links stay what they are.
@@ -50,11 +51,8 @@ class Judge:
             raise StaleStepError(
                 f"epoch {epoch} begins after epoch {self.fleet.epoch}; each life needs a higher number"
             )
-        delays = self._delays
-        same = layout.nodes == self.fleet.layout.nodes
-        self._begin(layout, epoch, now)
-        if same:
-            self._delays = delays
+        delays = self._delays if layout.nodes == self.fleet.layout.nodes else Delays(layout.nodes, self.limits)
+        self._begin(layout, epoch, now, delays)
 
     @property
     def iteration_s(self) -> float:
@@ -86,9 +84,9 @@ class Judge:
             found = self._slowness(now)
         return [replace(verdict, epoch=fleet.epoch) for verdict in found]
 
-    def _begin(self, layout: Layout, epoch: int, now: float) -> None:
+    def _begin(self, layout: Layout, epoch: int, now: float, delays: Delays) -> None:
         self.fleet = Fleet(layout, epoch, now, self.limits)
-        self._delays = Delays(layout.nodes, self.limits)
+        self._delays = delays
         self._hangs = Hangs(layout.world, self.limits)
         self._slow = SlowRanks(layout.world, self.limits)
         self._used: tuple[tuple[int, int], ...] | None = None

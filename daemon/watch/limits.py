@@ -49,8 +49,10 @@ class Limits:
     hot: float = 1.5
     link_of: int = 16
     link_window: int = 20
-    """A link is slow whose transfers take so many times the usual, in `link_of` of `link_window` samples (C4, delay matrix; twice
-    as many as of steps, as others' traffic comes in bursts of seconds)."""
+    """A link is slow whose transfers take so many times the usual, in `link_of` of `link_window` samples (C4, delay
+    matrix; twice as many as of steps, as others' traffic comes in bursts of seconds)."""
+    link_mads: float = 8.0
+    """And that stands out by so many MAD from the others: there are more links than ranks, so more are slow by nature."""
     hot_share: float = 0.5
     """A row or a column is hot when more than this share of its cells is."""
     frame_s: float = 45.0

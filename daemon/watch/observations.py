@@ -1,7 +1,8 @@
 """What is seen of a job: a digest per rank, samples per pair of nodes, and the letter that carries a node's part of both.
 
-A digest has a fixed size, whatever the rank does: `DIGEST` is its layout, little-endian and without holes, on the wire and in
-memory alike, so that a thousand nodes' digests are read without a loop. `RankDigest` is the same for people and tests.
+A digest has a fixed size, whatever the rank does: `DIGEST` is its layout, little-endian and without holes, on the wire
+and in memory alike, so that a thousand nodes' digests are read without a loop. `RankDigest` is the same for people and
+tests.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from ckptd.ckpt.errors import PeerError, UsageError
 GROUPS_MAX = 8
 """Process groups that a digest has room for; of more, the ones that were entered last."""
 OWN_KEPT = 32
-"""Steps of which a digest tells the rank's own time: reports of different moments then overlap by the ten that are compared."""
+"""Steps of which a digest tells the rank's own time: reports of different moments then overlap by the ten that are
+compared."""
 RANKS_MAX = 64
 """Ranks of one node."""
 SAMPLES_MAX = 64

@@ -1,8 +1,9 @@
 """What to do about a verdict: ignore, warn, restart in place, isolate and restart, give up; always with the reason. Pure.
 
-A restart costs what it costs, so a slow rank is worth one when it has cost as much (ski rental: never more than twice what
-the best would have cost who knew the future). A restart that did not help is not tried for ever: each restore point has a few
-tries, then an older one; a job that makes no progress over several restarts ends with a code that says: do not requeue.
+A restart costs what it costs, so a slow rank is worth one when it has cost as much (ski rental: never more than twice
+what the best would have cost who knew the future). A restart that did not help is not tried for ever: each restore
+point has a few tries, then an older one; a job that makes no progress over several restarts ends with a code that says:
+do not requeue.
 """
 
 from __future__ import annotations
@@ -253,7 +254,8 @@ class Policy:
         return Decision(Act.RESTART, reason, point=point)
 
     def _poison(self, point: Point, fell_at: int) -> bool:
-        """Whether two lives, one of them restored from this step, have crashed at the same step: it may be in the numbers."""
+        """Whether two lives, one of them restored from this step, have crashed at the same step: it may be in the
+        numbers."""
         origins = self._fell.get(fell_at, set())
         return len(origins) >= 2 and point.step in origins
 

@@ -1,9 +1,9 @@
 """Slow ranks: whose own time makes the others wait, step after step. And slowness that is nobody's fault.
 
-Source: C4's syndrome 4 (late arrival). All ranks of a job take equally long for a step, as they wait for each other: the culprit
-is who waits least, so what is compared is the rank's own time, what it spent not waiting. That needs no common clock, and a
-victim's long waits can't be mistaken for slowness. Ranks of one role do the same work; where a role is all on one node, its
-ranks are compared with their own past.
+Source: C4's syndrome 4 (late arrival). All ranks of a job take equally long for a step, as they wait for each other:
+the culprit is who waits least, so what is compared is the rank's own time, what it spent not waiting. That needs no
+common clock, and a victim's long waits can't be mistaken for slowness. Ranks of one role do the same work; where a role
+is all on one node, its ranks are compared with their own past.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class SlowRanks:
         suspects = self._apart(late, self._often(late, bound), self._classes(fleet))
         self._explain(own[0], step_s)
         before, before_bound = self._with_the_past(own, seen)
-        grown = self._on_one_node(fleet, self._often(before, before_bound), suspects, seen)
+        grown = self._not_the_role(fleet, self._often(before, before_bound), suspects, seen)
         late[:, grown], bound[grown] = before[:, grown], before_bound[grown]
         suspects |= grown
         if suspects.any():
@@ -107,7 +107,8 @@ class SlowRanks:
         return often
 
     def _explain(self, own: Floats, step_s: float) -> None:
-        """Note what of the newest step's length no rank's own work explains: everybody waits for the one that works longest."""
+        """Note what of the newest step's length no rank's own work explains: everybody waits for the one that works
+        longest."""
         more = own - self._past
         known = np.isfinite(more)
         if known.any() and self._steps:
@@ -172,15 +173,16 @@ class SlowRanks:
         bound[known] = np.maximum(self._limits.late_s, self._limits.late_mads * spread * self._past[known])
         return late, bound
 
-    def _on_one_node(self, fleet: Fleet, grown: Flags, suspects: Flags, seen: Flags) -> Flags:
-        """Of a role's ranks that are late alike, half of them or more, peers show nothing. If they are one node's, it is the node; if they are
-        several nodes', it is what the role does."""
+    def _not_the_role(self, fleet: Fleet, grown: Flags, suspects: Flags, seen: Flags) -> Flags:
+        """Of a role's ranks that are late alike, half of them or more, peers show nothing, but their past does. It is not
+        what the role does if a quarter of it has not grown, or if all of it is on one node: then it may be the node."""
         chosen = np.zeros_like(grown)
         if (seen & ~grown & ~suspects).any():
             for members in self._classes(fleet):
                 mine = members[grown[members] & ~suspects[members]]
                 most = 2 * (len(mine) + int(suspects[members].sum())) >= len(members)
-                if most and len(np.unique(fleet.layout.node_of[mine])) == 1:
+                others = len(members) - len(mine) - int(suspects[members].sum())
+                if most and (4 * others >= len(members) or len(np.unique(fleet.layout.node_of[mine])) == 1):
                     chosen[mine] = True
         return chosen
 
@@ -216,8 +218,8 @@ class SlowRanks:
         often = int((late[:, ranks[worst]] > limit).sum())
         return Verdict(
             Syndrome.NON_COMMUNICATION_SLOW,
-            f"{several(ranks, 'rank')}: in {often} of {late.shape[0]} steps the own work took {level[worst] * 1e3:.0f} ms longer "
-            f"than that of its peers, more than {limit * 1e3:.0f} ms; the job loses {loss * 1e3:.0f} ms a step",
+            f"{several(ranks, 'rank')}: in {often} of {late.shape[0]} steps the own work took {level[worst] * 1e3:.0f} ms "
+            f"longer than usual, more than {limit * 1e3:.0f} ms; the job loses {loss * 1e3:.0f} ms a step",
             ranks=ranks,
             nodes=tuple(sorted({int(fleet.layout.node_of[rank]) for rank in ranks})),
             confidence=Confidence.LIKELY,

@@ -1,4 +1,5 @@
-"""Judge the judge: `python -m tests.watch --seeds 1000 --ranks 8..2048`. The last line is a summary; exit code 1 below the bar.
+"""Judge the judge: `python -m tests.watch --seeds 1000 --ranks 8..2048`. The last line is a summary; exit code 1 below
+the bar.
 
 A seed that goes wrong is printed with the command that replays it.
 """
@@ -114,7 +115,8 @@ def replay(seed: int, ranks: tuple[int, int]) -> int:
         )
     for said in outcome.said:
         print(f"{said.at_s:6.0f} s  {said.verdict.syndrome.value}: {said.verdict.reason}")
-    wrong = outcome.made_up or [f for f in outcome.struck if not (s := outcome.found(f)) or not outcome.names(s, f)]
+    missed = [fault for fault in outcome.struck if not (told := outcome.found(fault)) or not outcome.names(told, fault)]
+    wrong = bool(outcome.made_up or missed)
     print(f"{outcome.seconds:.0f} simulated s: {'wrong' if wrong else 'right'}")
     return 1 if wrong else 0
 

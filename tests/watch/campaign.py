@@ -1,4 +1,5 @@
-"""Runs scenarios through the judge and keeps the score: what was found, who was named, how long it took, what was made up."""
+"""Runs scenarios through the judge and keeps the score: what was found, who was named, how long it took, what was made
+up."""
 
 from __future__ import annotations
 

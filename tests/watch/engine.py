@@ -1,7 +1,7 @@
 """The job's time, with real waiting: a collective ends for all when the last has entered and the bytes have moved.
 
-Each step is computed for all ranks at once; never is infinity, and spreads as waits do. What is recorded is who entered and left
-which collective when: everything that reports show is read off that record.
+Each step is computed for all ranks at once; never is infinity, and spreads as waits do. What is recorded is who entered
+and left which collective when: everything that reports show is read off that record.
 """
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ class Engine:
             own = self.now - begin - self._waited
         flat = {slot: value.reshape(len(value), job.ranks) for slot, value in self._enter.items()}
         done = {slot: value.reshape(len(value), job.ranks) for slot, value in self._done.items()}
-        parts = (begin, self.now.copy(), own)
-        return Iteration(*(part.reshape(-1) for part in parts), flat, done, reduced.reshape(-1), paused, phase)
+        begin, end, own, reduced = (part.reshape(-1) for part in (begin, self.now.copy(), own, reduced))
+        return Iteration(begin, end, own, flat, done, reduced, paused, phase)
 
     def count(self, slot: str) -> int:
         job = self.job
@@ -188,7 +188,7 @@ class Engine:
             ready[bucket, stage] = self.now[stage]
 
     def _reduce(self, ready: Array) -> Array:
-        begin = self.now.copy()
+        begin: Array = self.now.copy()
         if self.job.dp == 1:
             return begin
         for stage in range(self.job.pp):

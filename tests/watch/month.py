@@ -68,9 +68,9 @@ def _calm(rng: Random, job: Job, seconds: float) -> Calm:
 def watch_day(seed: int, period_s: float = 1.0, seconds: float = DAY_S) -> Outcome:
     """Judge a whole day, each period, and remember what was said and what the policy would have restarted.
 
-    With a longer period than the daemons' second a day is cheaper, and not easier for the judge: a standstill lasts until it is
-    looked at, every step's times are in the digests, and a report that is lost is missed for longer. Links have their samples
-    more seldom, so their window is as much longer.
+    With a longer period than the daemons' second a day is cheaper, and not easier for the judge: a standstill lasts
+    until it is looked at, every step's times are in the digests, and a report that is lost is missed for longer. Links
+    have their samples more seldom, so their window is as much longer.
     """
     scenario = draw_day(seed, seconds)
     limits = Limits()

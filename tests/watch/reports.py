@@ -177,7 +177,7 @@ class Reporter:
 
     def _frozen(self, when: Array) -> Array:
         """The moment that each rank's counters show: that of the report, or that at which it ceased."""
-        state = when.copy()
+        state: Array = when.copy()
         for fault in self._faults:
             if fault.ill in FREEZES:
                 ranks = list(fault.ranks)
@@ -188,7 +188,7 @@ class Reporter:
 
     def _digests(self, state: Array, when: Array) -> Table:
         timeline, job = self._timeline, self.job
-        table = self._base.copy()
+        table: Table = self._base.copy()
         steps = timeline.steps(state)
         table["step"] = self._first + steps
         table["phase"] = timeline.phases(state)
@@ -206,10 +206,7 @@ class Reporter:
         for fault in self._faults:
             process = PROCESSES.get(fault.ill)
             if process is not None and process is not Process.GONE:
-                ranks = [rank for rank in fault.ranks if when[rank] >= min(fault.struck_s, INF)]
-                if fault.ill is Ill.STOP:
-                    ranks = [rank for rank in fault.ranks if when[rank] >= fault.at_s]
-                table["process"][ranks] = process
+                table["process"][[rank for rank in fault.ranks if when[rank] >= fault.struck_s]] = process
         return table
 
     def _babble(self, table: Table, now: float) -> None:

@@ -183,7 +183,10 @@ def _calm(rng: Random, job: Job, begin: float, *, healthy: bool) -> Calm:
             words.append(word)
         return drawn
 
-    everyone, step = tuple(range(job.ranks)), lambda: rng.randint(12, WARM_STEPS + 8)
+    def step() -> int:
+        return rng.randint(12, WARM_STEPS + 8)
+
+    everyone = tuple(range(job.ranks))
     pauses: list[Pause] = []
     if happens("evaluation of all", 0.2):
         pauses.append(Pause(step(), rng.uniform(5.0, 120.0), everyone, Phase.EVALUATION))
