@@ -37,6 +37,8 @@ class Attachment:
     node: int
     nodes: int
     parity: int
+    watch_dir: Path | None = None
+    """Where the daemon looks for what the ranks of this machine show of themselves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +149,7 @@ class Client:
     def __init__(self, run_dir: Path, job: str, *, timeout_s: float = 70.0) -> None:
         """Nothing is sent yet. `timeout_s` bounds each call; gathering and waiting have longer limits of their own."""
         self._job, self._timeout_s = check_job_name(job), timeout_s
+        self._watch_dir = run_dir.absolute() / "watch"
         socket = run_dir / "ckptd.sock"
         self._where = str(socket)
         _check_socket(socket)
@@ -168,7 +171,7 @@ class Client:
         fields = {"job": self._job, "rank": rank, "world": world, "local_world": local_world, "pid": os.getpid()}
         reply = self._call("Attach", **fields)
         self._attached = fields
-        return Attachment(reply.node, reply.nodes, reply.parity)
+        return Attachment(reply.node, reply.nodes, reply.parity, self._watch_dir)
 
     def decide(self, *, world: int, fresh: bool = False) -> Decision:
         pid = os.getpid() if self._attached else 0
@@ -236,10 +239,10 @@ class Client:
         fields = {"isolate": isolate, "admit": admit, "give_up": give_up}
         return json_object(self._call("Restart", reason=reason, **fields).json)
 
-    def document(self, method: str, timeout_s: float | None = None) -> dict[str, Any]:
-        """What the command line shows: Status, List, Verify or Recover."""
+    def document(self, method: str, timeout_s: float | None = None, **fields: int) -> dict[str, Any]:
+        """What the command line shows: Status, List, Verify, Recover or Incidents."""
         try:
-            return json_object(self._call(method, timeout_s).json)
+            return json_object(self._call(method, timeout_s, **fields).json)
         except ValueError as error:
             raise CkptdError(f"{method.lower()} at {self._where}: the answer is not readable ({error})") from error
 

@@ -25,6 +25,7 @@ from ckptd.ckpt.model import Version
 from ckptd.ckpt.settings import read
 from ckptd.daemon import bars, certs_command, tables
 from ckptd.daemon.cli_options import AsJson, Bandwidth, CpuShare, Domain, GroupSize, Job, Parity, RunDir, Slots, TlsDir
+from ckptd.daemon.incidents_command import incidents
 from ckptd.daemon.launch_commands import RUN_SETTINGS, restart, run
 from ckptd.daemon.plan_command import plan
 
@@ -128,6 +129,7 @@ def serve(
 
 
 app.command()(certs_command.certs)
+app.command()(incidents)
 
 
 @app.command()

@@ -18,7 +18,9 @@ from ckptd.ckpt.config import SOON_DAYS, Config, split_address
 from ckptd.ckpt.groups import group_of
 from ckptd.ckpt.inventory import Ledger, Report
 from ckptd.ckpt.shm import exclusive, private_dir
+from ckptd.ckpt.sighting import Answer, Sighting
 from ckptd.ckpt.storage import Storage
+from ckptd.ckpt.wire.translate import Letter
 from ckptd.daemon import events as ev
 from ckptd.daemon.channel import PLAIN
 from ckptd.daemon.driver import Driver
@@ -26,6 +28,11 @@ from ckptd.daemon.fetch import Fetcher
 from ckptd.daemon.jobs import Jobs
 from ckptd.daemon.limits import limits
 from ckptd.daemon.node import Node
+from ckptd.daemon.observe.court import Court
+from ckptd.daemon.observe.incidents import Incidents
+from ckptd.daemon.observe.links import Links
+from ckptd.daemon.observe.plugins import Plugins, installed
+from ckptd.daemon.observe.watcher import Watcher
 from ckptd.daemon.peers import Peers, PeerServer
 from ckptd.daemon.range_reader import RangeReader
 from ckptd.daemon.range_server import RangeServer
@@ -105,6 +112,7 @@ def _assemble(config: Config, segments: Segments, record: EventRecord, parts: co
     driver = Driver(node, segments, jobs, peers, record)
     segments.on_damage = driver.post
     parts.callback(driver.close)
+    watcher, court = _watch(config, driver, peers, Links(member, transfers), node.boot, parts)
     if len(config.nodes) > 1:
         host, _ = split_address(config.nodes[config.node])
         holder = Holder(segments.image, segments.parity, segments.check)
@@ -112,15 +120,35 @@ def _assemble(config: Config, segments: Segments, record: EventRecord, parts: co
         parts.callback(ranges.close)
         node.data_port = ranges.port
 
-        def received(letter: Report | Ledger) -> None:
+        def received(letter: Letter) -> Answer | None:
+            if isinstance(letter, Sighting):
+                return court.hear(letter) if peers.knows(letter) else None
             event = ev.ReportCame(letter) if isinstance(letter, Report) else ev.LedgerCame(letter)
             peers.admit(letter, lambda: driver.post(event))
+            if isinstance(letter, Ledger):
+                watcher.heard(letter)
+            return None
 
         parts.callback(PeerServer(config, node.boot, received).close)
-    local = LocalServer(config, driver, jobs, segments, record, transfers)
+    local = LocalServer(config, driver, jobs, segments, record, transfers, watcher)
     parts.callback(local.close)
     local.start()
+    watcher.start()
     return driver
+
+
+def _watch(
+    config: Config, driver: Driver, peers: Peers, links: Links, boot: str, parts: contextlib.ExitStack
+) -> tuple[Watcher, Court]:
+    """The parts that look at the trainers and the links, and judge what is seen."""
+    parts.callback(links.close)
+    plugins = Plugins(installed())
+    parts.callback(plugins.close)
+    court = Court(Incidents(config.run_dir / "incidents"))
+    watcher = Watcher(config, driver, peers, court, links, plugins, boot)
+    court.on_urgent, peers.answered = watcher.wake, watcher.answered
+    parts.callback(watcher.close)
+    return watcher, court
 
 
 @contextlib.contextmanager

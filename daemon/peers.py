@@ -24,9 +24,11 @@ from ckptd.ckpt import auth
 from ckptd.ckpt.config import Config
 from ckptd.ckpt.errors import AccessError, PeerError
 from ckptd.ckpt.inventory import Ledger, Report
+from ckptd.ckpt.sighting import Answer, Sighting
 from ckptd.ckpt.wire import ckptd_pb2 as pb
 from ckptd.ckpt.wire.rpc import MESSAGE_MAX, PEER, error_of
-from ckptd.ckpt.wire.translate import letter_in, letter_out
+from ckptd.ckpt.wire.sightings import answer_in, answer_out
+from ckptd.ckpt.wire.translate import Letter, letter_in, letter_out
 from ckptd.daemon import tls
 from ckptd.daemon.places import Places
 
@@ -42,14 +44,17 @@ _CHANNEL = [
     ("grpc.max_reconnect_backoff_ms", 500),
     ("grpc.use_local_subchannel_pool", 1),  # a new channel is a new connection
 ]
-Received = Callable[[Report | Ledger], None]
+Received = Callable[[Letter], Answer | None]
+"""Takes a letter; returns what to answer to a sighting."""
+Answered = Callable[[int, Answer], None]
+"""Takes what a node has answered to a sighting."""
 
 
 @dataclass(slots=True)
 class _Session:
     key: bytes
     counter: int = 0
-    read: tuple[bytes, Report | Ledger] | None = None
+    read: tuple[bytes, Letter] | None = None
     """The last letter: a heartbeat repeats it to the byte and is not read again."""
 
 
@@ -107,18 +112,21 @@ class PeerServer:
 
     def _deliver(self, body: bytes, context: grpc.ServicerContext) -> bytes:
         try:
-            session = self._check(body, {str(key): value for key, value in context.invocation_metadata()})
+            session, counter = self._check(body, {str(key): value for key, value in context.invocation_metadata()})
             before = session.read
             letter = before[1] if before and before[0] == body else letter_in(body, len(self._config.nodes))
             session.read = body, letter
         except (AccessError, PeerError) as error:
             log.warning("letter refused: %s", error)
             context.abort(grpc.StatusCode.UNAUTHENTICATED, str(error))
-        self._received(letter)
-        return b""
+        answer = self._received(letter)
+        if answer is None:
+            return b""
+        content = answer_out(answer)
+        return auth.proof(session.key, "answer", self._config.job, counter.encode(), content) + content
 
-    def _check(self, body: bytes, metadata: dict[str, str | bytes]) -> _Session:
-        """The session that the letter came in. Raises AccessError."""
+    def _check(self, body: bytes, metadata: dict[str, str | bytes]) -> tuple[_Session, str]:
+        """The session that the letter came in, and its number there. Raises AccessError."""
         name, tag = metadata.get("ckptd-session"), metadata.get("ckptd-tag-bin")
         counter = str(metadata.get("ckptd-counter", ""))
         with self._lock:
@@ -130,7 +138,7 @@ class PeerServer:
             if int(counter) <= session.counter:
                 raise AccessError("a letter was repeated")
             session.counter = int(counter)
-            return session
+            return session, counter
 
 
 def _shape(config: Config) -> tuple[int, int, int]:
@@ -148,8 +156,8 @@ def _told(shape: tuple[int, ...]) -> str:
 class _Mailbox:
     """One peer: its channel, its session, and the newest letters that wait for it."""
 
-    def __init__(self, config: Config, node: int, places: Places) -> None:
-        self._config, self._node, self._places = config, node, places
+    def __init__(self, config: Config, node: int, places: Places, answered: Answered) -> None:
+        self._config, self._node, self._places, self._answered = config, node, places, answered
         self._unknown: tuple[str, Callable[[], None]] | None = None
         self._refused = ""
         self._session: tuple[str, _Session] | None = None
@@ -223,14 +231,24 @@ class _Mailbox:
             session.counter += 1
             tag = auth.proof(session.key, "letter", self._config.job, str(session.counter).encode(), body)
             metadata = (("ckptd-session", name), ("ckptd-counter", str(session.counter)), ("ckptd-tag-bin", tag))
-            self._deliver(body, timeout=_CALL_S, metadata=metadata)
+            reply: bytes = self._deliver(body, timeout=_CALL_S, metadata=metadata)
+            if reply:
+                self._answered(self._node, self._read(reply, session))
+
+    def _read(self, reply: bytes, session: _Session) -> Answer:
+        """What the peer answers to a sighting. Raises AccessError, PeerError."""
+        tag, content = reply[: auth.PROOF_BYTES], reply[auth.PROOF_BYTES :]
+        expected = auth.proof(session.key, "answer", self._config.job, str(session.counter).encode(), content)
+        if not auth.same(tag, expected):
+            raise AccessError(f"node {self._node}: an answer that does not come from a daemon of this job")
+        return answer_in(content, len(self._config.nodes))
 
     @contextlib.contextmanager
     def _reporting(self) -> Iterator[None]:
         """A call to the peer: what fails is logged once."""
         try:
             yield
-        except (grpc.RpcError, AccessError) as error:
+        except (grpc.RpcError, AccessError, PeerError) as error:
             # The letter is lost, which is allowed: the state is repeated soon, under a new session if need be.
             self._session = None
             if isinstance(error, grpc.RpcError) and error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
@@ -277,9 +295,11 @@ class Peers:
 
     def __init__(self, config: Config) -> None:
         self._me, self._places = config.node, Places()
-        self._written: dict[type, tuple[Report | Ledger, bytes]] = {}
+        self._written: dict[type, tuple[Letter, bytes]] = {}
+        self.answered: Answered = lambda _node, _answer: None
+        """Is told what a node answers to a sighting, on a thread of that node's own."""
         others = (node for node in range(len(config.nodes)) if node != config.node)
-        self._boxes = {node: _Mailbox(config, node, self._places) for node in others}
+        self._boxes = {node: _Mailbox(config, node, self._places, self._tell) for node in others}
 
     def admit(self, letter: Report | Ledger, then: Callable[[], None]) -> None:
         """Do `then`, now or soon, if the letter is from the daemon that answers at its sender's address."""
@@ -291,13 +311,20 @@ class Peers:
         else:
             self._boxes[node].vouch(letter.boot, then)
 
-    def send(self, to: int, letter: Report | Ledger) -> None:
+    def knows(self, seen: Sighting) -> bool:
+        """Whether a sighting is from the daemon that answered last at its node's address. Its reports make it known."""
+        return seen.node != self._me and self._places.admits(seen.node, seen.boot)
+
+    def send(self, to: int, letter: Letter) -> None:
         """Send the letter some time soon, unless a newer one of its kind overtakes it. Never blocks, never fails."""
         kind = type(letter)
         before = self._written.get(kind)
         if before is None or before[0] is not letter:  # all peers get the same one, and again at each heartbeat
             before = self._written[kind] = letter, letter_out(letter)
         self._boxes[to].put(kind, before[1])
+
+    def _tell(self, node: int, answer: Answer) -> None:
+        self.answered(node, answer)
 
     def close(self) -> None:
         for box in self._boxes.values():

@@ -35,6 +35,8 @@ from ckptd.daemon.throttle import Throttle
 from ckptd.daemon.transfers import Transfers
 from ckptd.daemon.transport import DamagedThere, Endpoint, NotHeld, Range
 
+_NOTHING = Range(Version(0, 0), Image(0, 1, "0" * 32), 0, 1)
+
 
 class RangeReader:
     """Implements `Transport`. Keeps idle connections, and opens as many as there are readers of a node at a time."""
@@ -73,6 +75,22 @@ class RangeReader:
         if digest_of(listing.sums, image.size) != image.digest:
             raise CorruptionError(f"{holder} lists other sums than those of rank {image.rank} of {version}")
         return listing.sums
+
+    def probe(self, holder: Endpoint) -> float:
+        """The seconds of a round trip to the holder's server and back: a question about an image that nobody holds.
+
+        A connection is made first where none is idle; that is not in the time. Raises PeerError or AccessError.
+        """
+        link = self._checkout(holder)
+        try:
+            started = time.monotonic()
+            link.knock()
+            seconds = time.monotonic() - started
+        except BaseException:  # what is under way on the connection is not known any more
+            self._drop(link)
+            raise
+        self._give_back(holder, link)
+        return seconds
 
     def close(self) -> None:
         with self._lock:
@@ -339,6 +357,14 @@ class _Link:
             with self._throttle.work():
                 listing.sums += struct.unpack(f"<{part.count}Q", receive(self.channel, 8 * part.count))
             listing.missing.popleft()
+
+    def knock(self) -> None:
+        """Ask for the sums of an image that nobody holds, and have that said."""
+        try:
+            self._reply(_NOTHING, self._ask(Verb.SUMS, _NOTHING))
+        except NotHeld:
+            return
+        raise PeerError(f"{self._holder} says that it holds {_NOTHING}")
 
     def _ask(self, verb: Verb, part: Range) -> int:
         request = pack_request(verb, part)

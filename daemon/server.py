@@ -38,6 +38,7 @@ from ckptd.daemon.gatherings import Gatherings
 from ckptd.daemon.jobs import Jobs
 from ckptd.daemon.launch_events import AgentCame, AgentEnded, RestartAsked
 from ckptd.daemon.node import Node
+from ckptd.daemon.observe.watcher import Watcher
 from ckptd.daemon.record import EventRecord
 from ckptd.daemon.segments import Segments
 from ckptd.daemon.transfers import Transfers
@@ -54,10 +55,11 @@ class LocalServer:
     """Serves `METHODS` of `ckptd.ckpt.wire.rpc`; each has a method here, in lower case."""
 
     def __init__(
-        self, config: Config, driver: Driver, jobs: Jobs, segments: Segments, record: EventRecord, transfers: Transfers
-    ) -> None:
+        self, config: Config, driver: Driver, jobs: Jobs, segments: Segments, record: EventRecord, transfers: Transfers,
+        watcher: Watcher,
+    ) -> None:  # fmt: skip
         self._config, self._driver, self._jobs, self._segments, self._record = config, driver, jobs, segments, record
-        self._transfers = transfers
+        self._transfers, self._watcher = transfers, watcher
         self._admission = Admission(config)
         self._gatherings = Gatherings(self._bring, segments.restored.release)
         self.socket = config.run_dir / "ckptd.sock"
@@ -112,6 +114,7 @@ class LocalServer:
         answer: Decision = self._driver.ask(
             lambda ticket: ev.DecideAsked(ticket, request.world, request.fresh, stored, pid, time.time()), _ANSWER_S
         )
+        self._watcher.decided(answer.epoch, answer.version.step if answer.version else 0, answer.source)
         return pb.DecideReply(
             epoch=answer.epoch,
             version=version_out(answer.version),
@@ -248,7 +251,18 @@ class LocalServer:
     def status(self, _: pb.Empty) -> pb.Document:
         usage = self._segments.usage()
         status = self._driver.look(lambda node: views.status(node, usage))
-        return _document(status | {"work": self._jobs.progress.now(), "transfers": self._transfers.to_json()})
+        more = {
+            "work": self._jobs.progress.now(),
+            "transfers": self._transfers.to_json(),
+            "watch": self._watcher.status(),
+        }
+        return _document(status | more)
+
+    def incidents(self, request: pb.IncidentsRequest) -> pb.Document:
+        """All incidents that were recorded here, or one of them with all its entries."""
+        ledger = self._driver.look(lambda node: node.ledger)
+        found = {"node": self._config.node, "collector": ledger.collector if ledger else None}
+        return _document(found | self._watcher.incidents(request.id))
 
     def list(self, _: pb.Empty) -> pb.Document:
         stored = self._jobs.stored()

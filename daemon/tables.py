@@ -11,14 +11,15 @@ from rich.table import Table
 from rich.text import Text
 
 
-def _table(title: str, *columns: str) -> Table:
+def table_of(title: str, *columns: str) -> Table:
+    """A table with so many columns, for `row_of`."""
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for column in columns:
         table.add_column(column, overflow="fold")  # a long path goes on in the next line, and loses no end
     return table
 
 
-def _row(table: Table, *cells: object, style: str = "") -> None:
+def row_of(table: Table, *cells: object, style: str = "") -> None:
     """Add a row of plain text: what comes from outside may hold brackets, which rich would take for markup."""
     table.add_row(*(Text(str(cell)) for cell in cells), style=style)
 
@@ -28,7 +29,7 @@ def _version(value: dict[str, int] | None) -> str:
 
 
 def status(content: dict[str, Any]) -> RenderableType:
-    table = _table(
+    table = table_of(
         f"job {content['job']}, seen from node {content['node']}",
         "node",
         "address",
@@ -43,7 +44,7 @@ def status(content: dict[str, Any]) -> RenderableType:
         style = "red" if row["state"] in ("lost", "left") else ""
         captured = _version(row["captured"])
         cells = (row["node"], row["address"], row["state"], ranks, captured, row["images"], row["parities"])
-        _row(table, *cells, style=style)
+        row_of(table, *cells, style=style)
     if not content["nodes"]:
         return Text(f"job {content['job']}: {content['reason']}")
     tolerated = content["losses_tolerated"]
@@ -62,10 +63,20 @@ def status(content: dict[str, Any]) -> RenderableType:
         *_launch(content.get("launch")),
     )
     problem = [Text(content["reason"], style="red")] if content["reason"] else []
+    seen = [Text(text, style="red" if bad else "dim") for bad, text in _watched(content.get("watch", {}))]
     moved = [_transfers(content["transfers"])] if content.get("transfers") else []
     groups = content["groups"]
     lines = [Text(line, style="" if groups["rule_kept"] else "red") for line in groups["lines"]]
-    return Group(table, facts, *lines, *moved, *problem)
+    return Group(table, facts, *lines, *moved, *seen, *problem)
+
+
+def _watched(content: dict[str, Any]) -> list[tuple[bool, str]]:
+    """What is wrong with the job now, and what can't be seen of it; each with whether it is a suspicion."""
+    wrong = [
+        (True, f"{item['class']}: {item['reason']} (`ckptd incidents {item['incident']}`)")
+        for item in content.get("suspicions", [])
+    ]
+    return wrong + [(False, f"not seen: {text}") for text in content.get("remarks", [])[:8]]
 
 
 def _launch(launch: dict[str, Any] | None) -> list[tuple[str, str]]:
@@ -91,31 +102,31 @@ def _lag(sealing: dict[str, Any]) -> str:
 
 
 def _transfers(rows: list[dict[str, Any]]) -> RenderableType:
-    table = _table("between this node and the others", "node", "read", "at", "delay", "sent", "at", "failed reads")
+    table = table_of("between this node and the others", "node", "read", "at", "delay", "sent", "at", "failed reads")
     for row in rows:
         read, sent = row["read"], row["sent"]
         rates = [f"{decimal(flow['recent_bytes_s'])}/s" if flow["count"] else "-" for flow in (read, sent)]
         delay = f"{read['first_s'] * 1e3:.1f} ms" if read["count"] else "-"
         cells = (row["node"], decimal(read["bytes"]), rates[0], delay, decimal(sent["bytes"]), rates[1], read["failed"])
-        _row(table, *cells)
+        row_of(table, *cells)
     return table
 
 
 def steps(content: dict[str, Any]) -> RenderableType:
-    table = _table(f"job {content['job']}: steps that can be restored", "step", "epoch", "where", "")
+    table = table_of(f"job {content['job']}: steps that can be restored", "step", "epoch", "where", "")
     for row in content["steps"]:
         note = row.get("path", "") if row["recoverable"] else row["reason"]
         where = ", ".join(row["where"]) or "no"
-        _row(table, row["step"], row["epoch"], where, note, style="" if row["recoverable"] else "dim")
+        row_of(table, row["step"], row["epoch"], where, note, style="" if row["recoverable"] else "dim")
     return Group(table, Text(f"a restart would take step {_version(content['next_restore'])}: {content['reason']}"))
 
 
 def checks(content: dict[str, Any]) -> RenderableType:
-    table = _table(f"node {content['node']}: what was checked", "kind", "what", "step", "size", "result")
+    table = table_of(f"node {content['node']}: what was checked", "kind", "what", "step", "size", "result")
     for row in content["checked"]:
         size = decimal(row["bytes"]) if "bytes" in row else "-"
         result = "ok" if row["ok"] else row["reason"]
-        _row(table, row["kind"], row["what"], row.get("step", "-"), size, result, style="" if row["ok"] else "red")
+        row_of(table, row["kind"], row["what"], row.get("step", "-"), size, result, style="" if row["ok"] else "red")
     bad = sum(1 for row in content["checked"] if not row["ok"])
     if not content["checked"]:
         return Text(f"node {content['node']}: nothing to check, no slot, parity or file is here")
@@ -123,10 +134,10 @@ def checks(content: dict[str, Any]) -> RenderableType:
 
 
 def diagnosis(content: dict[str, Any]) -> RenderableType:
-    table = _table(f"job {content['job']}, node {content['node']}: is it fit?", "check", "", "found", "what to do")
+    table = table_of(f"job {content['job']}, node {content['node']}: is it fit?", "check", "", "found", "what to do")
     for row in content["checks"]:
         style = {"ok": "", "warn": "yellow", "fail": "red"}[row["verdict"]]
-        _row(table, row["name"], row["verdict"], row["found"], row["advice"], style=style)
+        row_of(table, row["name"], row["verdict"], row["found"], row["advice"], style=style)
     return table
 
 
@@ -141,7 +152,7 @@ def rebuilt(content: dict[str, Any]) -> RenderableType:
 
 def plan(content: dict[str, Any]) -> RenderableType:
     title = f"{content['nodes']} nodes, parity {content['parity']}, groups of at most {content['group_size']}"
-    table = _table(title, "group", "nodes in order", "k+m", "domains", "memory of a node", "in and out per snapshot")
+    table = table_of(title, "group", "nodes in order", "k+m", "domains", "memory of a node", "in and out per snapshot")
     for row in content["groups"]:
         if content["payload"] is None:
             costs = (f"{row['memory_ratio']:.2f} x payload", f"{row['network_ratio']} x payload each")
@@ -150,7 +161,7 @@ def plan(content: dict[str, Any]) -> RenderableType:
         where = ", ".join(f"{name}: {len(nodes)}" for name, nodes in row["domains"].items()) or "-"
         nodes = ", ".join(map(str, row["nodes"]))
         kind = f"{row['k']}+{row['m']}{' mirror' if row['k'] == row['m'] == 1 else ''}"
-        _row(table, row["group"], nodes, kind, where, *costs, style="" if row["m"] else "red")
+        row_of(table, row["group"], nodes, kind, where, *costs, style="" if row["m"] else "red")
     style = "" if content["ok"] else "red"
     slots = f"memory: {content['slots']} slots, and the parity twice while a step is sealed"
     tolerated = f"losses tolerated in every group: {content['losses_tolerated']}"
@@ -166,5 +177,5 @@ def exported(content: dict[str, Any]) -> RenderableType:
 def _facts(*pairs: tuple[str, str]) -> Table:
     table = Table.grid(padding=(0, 2))
     for name, value in pairs:
-        _row(table, name, value)
+        row_of(table, name, value)
     return table

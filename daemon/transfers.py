@@ -71,6 +71,11 @@ class Transfers:
         with self._lock:
             self._peer(node).read.failed += 1
 
+    def reads(self) -> dict[int, tuple[int, float, int]]:
+        """By peer: bytes that were read from it, the seconds that took, and the reads that were given up."""
+        with self._lock:
+            return {node: (p.read.bytes, p.read.seconds, p.read.failed) for node, p in self._peers.items()}
+
     def to_json(self) -> list[dict[str, Any]]:
         """One object a peer, by its number: what was read from it and what was sent to it."""
         with self._lock:

@@ -11,7 +11,7 @@ import atexit
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal
 
@@ -160,6 +160,7 @@ class Checkpointer:
         """
         turn = Turn()
         with self._timed():
+            self._session.signals.step(n)
             with (
                 self._guarding()
             ):  # first, and by itself: whatever fails on this rank, it counts the calls as the others do
@@ -188,7 +189,8 @@ class Checkpointer:
             self._check_open()
             self._window.close()
             if self._epoch is not None:
-                reached = self._session.call(lambda channel: self._reached(channel, level, timeout_s)).result()
+                with self.phase("checkpoint"):
+                    reached = self._session.call(lambda channel: self._reached(channel, level, timeout_s)).result()
         self._journal.raise_pending()
         return reached
 
@@ -209,6 +211,13 @@ class Checkpointer:
             self._window.close()
         self._session.close(patience_s)
         self._journal.raise_pending()
+
+    def phase(self, name: str) -> AbstractContextManager[None]:
+        """`with checkpointer.phase("eval"):` around what is no training step, so that nobody takes it for a hang.
+
+        `name`: eval, compile, checkpoint (the script's own), start, train. Raises UsageError for another one.
+        """
+        return self._session.signals.phase(name)
 
     def abandon(self) -> None:
         """For a forked child: the parent goes on with the daemon and the slots, here nothing may touch them."""
@@ -343,6 +352,7 @@ class Checkpointer:
 
     def _fence(self, *_: object) -> None:
         """torch's hook before an update of any optimizer: from here on the state changes."""
+        self._session.signals.reached()
         if self._window.is_open:
             with self._timed(), self._guarding():
                 self._window.close()

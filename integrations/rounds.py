@@ -23,6 +23,8 @@ from ckptd.integrations.ranks import Ranks
 
 LAG_EVERY_S = 10.0
 """How often the daemon is asked how long sealing takes."""
+OURS = "ckptd"
+"""Describes the process group of the rounds: whoever looks at the training's collectives leaves it out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +124,7 @@ class Rounds:
         if (
             self._group is None
         ):  # one of its own, on CPUs: the training's may be on devices, which would have to be waited for
-            self._group = dist.new_group(backend="gloo")
+            self._group = dist.new_group(backend="gloo", group_desc=OURS)
         self._round = values, dist.all_reduce(values, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
 
     def _ends(self) -> bool:

@@ -13,6 +13,7 @@ from ckptd.ckpt.model import Version
 from ckptd.integrations.capture import Capture, Slots, Worker
 from ckptd.integrations.copying import Copying, Load
 from ckptd.integrations.ranks import Ranks
+from ckptd.integrations.signals import Signals
 from ckptd.integrations.sources import Plan
 
 T = TypeVar("T")
@@ -55,6 +56,8 @@ class Session:
         """What the daemon said of itself; None before `start`."""
         self.full_wait_s = 0.0
         """How long a capture waits for a free slot."""
+        self.signals = Signals()
+        """What the daemon sees of this rank without asking."""
         self.slots = Slots()
         """For jobs on the worker."""
         self._worker = Worker()
@@ -67,6 +70,8 @@ class Session:
         version = Version(*said["version"]) if said["version"] else None
         decision = Decision(said["epoch"], version, said["source"], said["reason"], said["world"])
         self._ranks.together(self._do(lambda: self._here.join(decision.epoch)))
+        where = self.attachment.watch_dir if self.attachment else None
+        self.signals.begin(where, self._ranks.rank, decision.epoch, version.step if version else 0)
         return decision
 
     def call(self, ask: Callable[[Channel], T]) -> Future[T]:
@@ -87,6 +92,7 @@ class Session:
 
     def close(self, timeout_s: float) -> None:
         """Finish what was submitted, close the channel, end the thread."""
+        self.signals.close()
         self._worker.submit(self._close)
         self._worker.close(timeout_s)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 from ckptd.ckpt.client import Channel, Slot
@@ -68,8 +69,11 @@ class Window:
         window, self._open = self._open, None
         if window is None:
             return
-        patience_s = _PATIENCE_S + self._session.full_wait_s
-        if window.ticket.give_up(patience_s):
+        full_wait_s = self._session.full_wait_s
+        patience_s = _PATIENCE_S + full_wait_s
+        with self._session.signals.phase("checkpoint") if full_wait_s else nullcontext():
+            given_up = window.ticket.give_up(patience_s)
+        if given_up:
             self._late = window.slot
             version = window.capture.version
             self._journal.skipped(f"ckptd: {version} was skipped, the daemon did not answer within {patience_s:.0f} s")

@@ -21,6 +21,8 @@ PURE = (
     "ckpt/recovery.py", "ckpt/model.py", "ckpt/inventory.py", "ckpt/groups.py", "ckpt/plan.py", "ckpt/image.py",
     "ckpt/placement.py", "ckpt/domain.py", "ckpt/manifest.py", "ckpt/boxes.py", "ckpt/policy.py", "ckpt/pace.py",
     "ckpt/budget.py",
+
+    "daemon/observe/recorder.py", "daemon/observe/digests.py", "ckpt/sighting.py",
     "ckpt/retention.py", "ckpt/tables.py", "ckpt/errors.py", "erasure/layout.py", "erasure/code.py",
     "erasure/portable.py",
 )  # fmt: skip
@@ -42,6 +44,7 @@ READS_ENVIRONMENT = {
     "ckpt/settings.py",  # the one place for ckptd's own settings
     "ckpt/embedded.py",  # passes its own environment on to the daemon that it starts
     "integrations/ranks.py",  # what torchrun says about this process
+    "integrations/torch_private.py",  # torch's own settings, which torch reads from there
     "daemon/demo/cluster.py",  # the demo makes the environment of the processes that it starts
     "daemon/demo/processes.py",
     "daemon/demo/tied.py",
@@ -112,6 +115,8 @@ def test_broad_excepts_are_counted() -> None:
     assert set(found) <= {
         "daemon/driver.py",  # the driver's last line: log and end the process
         "daemon/cli.py",  # the command line's last line
+        "daemon/observe/watcher.py",  # one odd look must not be the last one
+        "daemon/observe/plugins.py",  # somebody else's probe must not end the watching
         "daemon/range_reader.py",  # a connection in an unknown state is closed, then the error goes on
         "integrations/capture.py",  # nothing that goes wrong in the background may kill the training
         "integrations/checkpointer.py",

@@ -299,12 +299,98 @@ class Ledger(_message.Message):
     def __init__(self, collector: _Optional[int] = ..., boot: _Optional[str] = ..., seq: _Optional[int] = ..., epoch: _Optional[int] = ..., sealed: _Optional[_Union[Version, _Mapping]] = ..., persisted: _Optional[_Union[Version, _Mapping]] = ..., persist: _Optional[_Union[Version, _Mapping]] = ..., protect: _Optional[_Union[Version, _Mapping]] = ..., tables: _Optional[_Iterable[_Union[Table, _Mapping]]] = ..., reports: _Optional[_Iterable[_Union[Report, _Mapping]]] = ..., lost: _Optional[_Iterable[int]] = ..., nodes: _Optional[int] = ..., map: _Optional[_Union[GroupMap, _Mapping]] = ..., shielded: _Optional[_Union[Version, _Mapping]] = ..., round: _Optional[_Union[Round, _Mapping]] = ..., isolations: _Optional[_Iterable[_Union[Isolation, _Mapping]]] = ...) -> None: ...
 
 class Letter(_message.Message):
-    __slots__ = ("report", "ledger")
+    __slots__ = ("report", "ledger", "sighting")
     REPORT_FIELD_NUMBER: _ClassVar[int]
     LEDGER_FIELD_NUMBER: _ClassVar[int]
+    SIGHTING_FIELD_NUMBER: _ClassVar[int]
     report: Report
     ledger: Ledger
-    def __init__(self, report: _Optional[_Union[Report, _Mapping]] = ..., ledger: _Optional[_Union[Ledger, _Mapping]] = ...) -> None: ...
+    sighting: Sighting
+    def __init__(self, report: _Optional[_Union[Report, _Mapping]] = ..., ledger: _Optional[_Union[Ledger, _Mapping]] = ..., sighting: _Optional[_Union[Sighting, _Mapping]] = ...) -> None: ...
+
+class Run(_message.Message):
+    __slots__ = ("first", "stride", "count")
+    FIRST_FIELD_NUMBER: _ClassVar[int]
+    STRIDE_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    first: int
+    stride: int
+    count: int
+    def __init__(self, first: _Optional[int] = ..., stride: _Optional[int] = ..., count: _Optional[int] = ...) -> None: ...
+
+class WatchedGroup(_message.Message):
+    __slots__ = ("number", "runs")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    RUNS_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    runs: _containers.RepeatedCompositeFieldContainer[Run]
+    def __init__(self, number: _Optional[int] = ..., runs: _Optional[_Iterable[_Union[Run, _Mapping]]] = ...) -> None: ...
+
+class Stamps(_message.Message):
+    __slots__ = ("answered", "heard", "sent")
+    ANSWERED_FIELD_NUMBER: _ClassVar[int]
+    HEARD_FIELD_NUMBER: _ClassVar[int]
+    SENT_FIELD_NUMBER: _ClassVar[int]
+    answered: float
+    heard: float
+    sent: float
+    def __init__(self, answered: _Optional[float] = ..., heard: _Optional[float] = ..., sent: _Optional[float] = ...) -> None: ...
+
+class Decided(_message.Message):
+    __slots__ = ("epoch", "step", "source")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    step: int
+    source: str
+    def __init__(self, epoch: _Optional[int] = ..., step: _Optional[int] = ..., source: _Optional[str] = ...) -> None: ...
+
+class Stack(_message.Message):
+    __slots__ = ("rank", "text")
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    rank: int
+    text: str
+    def __init__(self, rank: _Optional[int] = ..., text: _Optional[str] = ...) -> None: ...
+
+class Sighting(_message.Message):
+    __slots__ = ("node", "boot", "epoch", "world", "at", "digests", "samples", "groups", "stamps", "decided", "stacks", "remarks")
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    BOOT_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    WORLD_FIELD_NUMBER: _ClassVar[int]
+    AT_FIELD_NUMBER: _ClassVar[int]
+    DIGESTS_FIELD_NUMBER: _ClassVar[int]
+    SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    GROUPS_FIELD_NUMBER: _ClassVar[int]
+    STAMPS_FIELD_NUMBER: _ClassVar[int]
+    DECIDED_FIELD_NUMBER: _ClassVar[int]
+    STACKS_FIELD_NUMBER: _ClassVar[int]
+    REMARKS_FIELD_NUMBER: _ClassVar[int]
+    node: int
+    boot: str
+    epoch: int
+    world: int
+    at: float
+    digests: bytes
+    samples: bytes
+    groups: _containers.RepeatedCompositeFieldContainer[WatchedGroup]
+    stamps: Stamps
+    decided: Decided
+    stacks: _containers.RepeatedCompositeFieldContainer[Stack]
+    remarks: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, node: _Optional[int] = ..., boot: _Optional[str] = ..., epoch: _Optional[int] = ..., world: _Optional[int] = ..., at: _Optional[float] = ..., digests: _Optional[bytes] = ..., samples: _Optional[bytes] = ..., groups: _Optional[_Iterable[_Union[WatchedGroup, _Mapping]]] = ..., stamps: _Optional[_Union[Stamps, _Mapping]] = ..., decided: _Optional[_Union[Decided, _Mapping]] = ..., stacks: _Optional[_Iterable[_Union[Stack, _Mapping]]] = ..., remarks: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class Answer(_message.Message):
+    __slots__ = ("at", "probe", "explain")
+    AT_FIELD_NUMBER: _ClassVar[int]
+    PROBE_FIELD_NUMBER: _ClassVar[int]
+    EXPLAIN_FIELD_NUMBER: _ClassVar[int]
+    at: float
+    probe: _containers.RepeatedScalarFieldContainer[int]
+    explain: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, at: _Optional[float] = ..., probe: _Optional[_Iterable[int]] = ..., explain: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class ChallengeRequest(_message.Message):
     __slots__ = ("job", "nonce", "node", "shape")
@@ -505,6 +591,12 @@ class WaitReply(_message.Message):
     LEVEL_FIELD_NUMBER: _ClassVar[int]
     level: str
     def __init__(self, level: _Optional[str] = ...) -> None: ...
+
+class IncidentsRequest(_message.Message):
+    __slots__ = ("id",)
+    ID_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    def __init__(self, id: _Optional[int] = ...) -> None: ...
 
 class TendRequest(_message.Message):
     __slots__ = ("job", "agent", "pid", "pid_namespace", "workers", "wait_s")

@@ -27,6 +27,7 @@ METHODS: dict[str, tuple[type[Message], type[Message]]] = {
     "List": (pb.Empty, pb.Document),
     "Verify": (pb.Empty, pb.Document),
     "Recover": (pb.Empty, pb.Document),
+    "Incidents": (pb.IncidentsRequest, pb.Document),
     "Tend": (pb.TendRequest, pb.TendReply),
     "Leave": (pb.LeaveRequest, pb.Empty),
     "Restart": (pb.RestartRequest, pb.Document),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeAlias
 
 from google.protobuf.message import DecodeError
 
@@ -12,6 +12,7 @@ from ckptd.ckpt.domain import check_domain
 from ckptd.ckpt.errors import CorruptionError, PeerError, UsageError
 from ckptd.ckpt.inventory import ORIGINS, Captures, Held, Ledger, Parity, Part, Report
 from ckptd.ckpt.model import GroupMap, Image, Payload, Table, Version
+from ckptd.ckpt.sighting import Sighting
 from ckptd.ckpt.tables import (
     PID_MAX,
     RANKS_MAX,
@@ -24,6 +25,7 @@ from ckptd.ckpt.tables import (
     number,
 )
 from ckptd.ckpt.wire import ckptd_pb2 as pb
+from ckptd.ckpt.wire.sightings import sighting_in, sighting_out
 from ckptd.ckpt.wire.translate_rounds import (
     agent_in,
     agent_out,
@@ -34,6 +36,8 @@ from ckptd.ckpt.wire.translate_rounds import (
     wish_in,
     wish_out,
 )
+
+Letter: TypeAlias = Report | Ledger | Sighting
 
 
 def version_out(version: Version | None) -> pb.Version | None:
@@ -231,14 +235,16 @@ def _boot_in(boot: str) -> str:
     return boot
 
 
-def letter_out(letter: Report | Ledger) -> bytes:
+def letter_out(letter: Letter) -> bytes:
     """The bytes of a letter between daemons."""
+    if isinstance(letter, Sighting):
+        return pb.Letter(sighting=sighting_out(letter)).SerializeToString()
     if isinstance(letter, Report):
         return pb.Letter(report=_report_out(letter)).SerializeToString()
     return pb.Letter(ledger=_ledger_out(letter)).SerializeToString()
 
 
-def letter_in(data: bytes, nodes: int) -> Report | Ledger:
+def letter_in(data: bytes, nodes: int) -> Letter:
     """The letter that `data` holds. Raises PeerError for anything that no daemon of this job would send."""
     try:
         message = pb.Letter.FromString(data)
@@ -246,6 +252,11 @@ def letter_in(data: bytes, nodes: int) -> Report | Ledger:
             report = _report_in(message.report)
             _check_nodes(nodes, [report], (), [item.node for item in report.isolations])
             return report
+        if message.WhichOneof("body") == "sighting":
+            seen = sighting_in(message.sighting)
+            if seen.node >= nodes:
+                raise CorruptionError(f"node {seen.node} in a job of {nodes} nodes")
+            return seen
         ledger = _ledger_in(message.ledger)
         members = [member.node for member in ledger.round.members] if ledger.round else []
         known = (*ledger.isolations, *(item for report in ledger.reports for item in report.isolations))

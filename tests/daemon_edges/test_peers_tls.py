@@ -18,7 +18,8 @@ from tests.cluster import free_address, until
 
 from ckptd.ckpt.certs import load
 from ckptd.ckpt.config import Config, Tls
-from ckptd.ckpt.inventory import Ledger, Report
+from ckptd.ckpt.inventory import Report
+from ckptd.ckpt.wire.translate import Letter
 from ckptd.daemon import tls as daemon_tls
 from ckptd.daemon.certs import make
 from ckptd.daemon.peers import Peers, PeerServer
@@ -52,7 +53,7 @@ class Daemon:
     """What one node says and hears."""
 
     def __init__(self, config: Config) -> None:
-        self.heard: list[Report | Ledger] = []
+        self.heard: list[Letter] = []
         self._node = config.node
         self._server = PeerServer(config, f"boot-{config.node}", self.heard.append)
         self._peers = Peers(config)

@@ -1,0 +1,223 @@
+"""The delay matrix: what moving bytes costs between each two nodes, and whether a receiver, a sender or a link is slow.
+
+Source: C4's communication latency matrix. Row = receiver, column = sender, cell = link; a cell is the cost relative to
+the median of its kind. Faults that overlap are taken apart as a median polish does (Tukey, "Exploratory Data Analysis",
+1977): what a row or column has in common is its own, what is left over is the link's. Cells that nobody has measured
+are simply absent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import numpy.typing as npt
+
+from ckptd.daemon.watch.fleet import Flags, Floats, joined
+from ckptd.daemon.watch.layout import Ints
+from ckptd.daemon.watch.limits import Limits
+from ckptd.daemon.watch.observations import SAMPLE, Kind, NodeReport
+from ckptd.daemon.watch.verdicts import Confidence, Syndrome, Verdict
+
+VOTE_S = 5.0
+"""For how long an attempt to reach a node says something about it."""
+HEALTHY = 0.4
+"""What is usual is taken from there, and how far links differ from the cheaper half: two slow nodes of four are half of
+all."""
+QUARTER_MAD = 1.11
+"""Median absolute deviations between the first quarter and the first tenth of what is spread normally."""
+LINE_SHARE = 0.6
+"""What all cells of a line have in common is better known than one cell: it counts from this part of a hot cell on."""
+COST_MAX = 1e3
+"""So many times the usual stands for "nothing came"."""
+APART_S = 0.5
+"""A link has one sample of a kind in that time, whoever sends how many: a window is a time, not a moment's flood."""
+DEAD_AFTER = 2
+"""Attempts in a row that failed."""
+
+Cells = tuple[Ints, Ints, Floats, float]
+"""Receivers, senders and the relative cost, one for each measured link; and from which cost on a link is slow."""
+
+
+class Delays:
+    """The newest samples of every link, at most `link_window` of each kind. Pure."""
+
+    def __init__(self, nodes: int, limits: Limits) -> None:
+        self._nodes, self._limits = nodes, limits
+        self._place: npt.NDArray[np.int32] = np.full((len(Kind), nodes, nodes), -1, np.int32)
+        self._cost = np.zeros((0, limits.link_window), np.float32)
+        self._at = np.zeros((0, limits.link_window), np.float64)
+        self._count = np.zeros(0, np.int64)
+        self._key = np.zeros((0, 3), np.int64)
+        self._last = np.zeros(0)
+        self._used = 0
+        self._tried = np.full((nodes, nodes), -np.inf, np.float32)
+        self._fails = np.zeros((nodes, nodes), np.int16)
+
+    def hear(self, reports: Iterable[NodeReport], now: float) -> None:
+        """Take the samples that are possible: of the node's own reads, from another node of the job, with a positive
+        cost."""
+        kept = [report.samples[report.samples["receiver"] == report.node] for report in reports if len(report.samples)]
+        if not kept:
+            return
+        new = joined(kept, SAMPLE)
+        with np.errstate(invalid="ignore"):
+            good = (new["sender"] < self._nodes) & (new["sender"] != new["receiver"])
+            good &= (new["kind"] < len(Kind)) & (new["cost"] > 0)
+        new = new[good]
+        receivers, senders, kinds = (new[name].astype(np.int64) for name in ("receiver", "sender", "kind"))
+        cost = new["cost"]
+        self._tried[receivers, senders] = now
+        came = np.isfinite(cost)
+        self._fails[receivers[came], senders[came]] = 0
+        np.add.at(self._fails, (receivers[~came], senders[~came]), 1)
+        np.minimum(self._fails, 1000, out=self._fails)
+        places, first = np.unique(self._places(kinds, receivers, senders), return_index=True)
+        due = now - self._last[places] >= APART_S
+        places, first = places[due], first[due]
+        slot = self._count[places] % self._limits.link_window
+        self._cost[places, slot], self._at[places, slot] = cost[first], now
+        self._last[places] = now
+        self._count[places] += 1
+
+    def votes(self, node: int, speaking: Flags, now: float) -> tuple[int, int]:
+        """How many of the speaking nodes have reached this one lately, and how many have tried in vain; one vote each."""
+        tried = (now - self._tried[:, node] <= VOTE_S) & speaking
+        tried[node] = False
+        failed = tried & (self._fails[:, node] > 0)
+        return int(tried.sum() - failed.sum()), int(failed.sum())
+
+    def dead(self, nodes: Ints, now: float) -> tuple[tuple[int, int], ...]:
+        """The links among these nodes over which nothing has come lately, though it was tried more than once."""
+        block = np.ix_(nodes, nodes)
+        is_dead = (self._fails[block] >= DEAD_AFTER) & (now - self._tried[block] <= 2 * VOTE_S)
+        return tuple((int(nodes[i]), int(nodes[j])) for i, j in np.argwhere(is_dead))
+
+    def tried_since(self, receiver: int, sender: int, when: float) -> bool:
+        """Whether a link was measured after a moment."""
+        return bool(self._tried[receiver, sender] >= when)
+
+    def cells(self, now: float) -> Cells:
+        """Every link with enough samples, and what most of its newest samples cost at least, relative to the median of
+        their kind."""
+        used = self._used
+        recent = now - self._at[:used] <= self._limits.frame_s
+        enough = (np.minimum(self._count[:used], recent.sum(axis=1))) >= self._limits.link_window
+        if not enough.any():
+            return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0), self._limits.hot
+        key, ordered = self._key[:used][enough], np.sort(self._cost[:used][enough], axis=1)
+        cost = ordered[:, self._limits.link_window - self._limits.link_of].astype(np.float64)
+        typical = ordered[:, self._limits.link_window // 2].astype(np.float64)
+        ratio = np.empty(len(key))
+        for kind in np.unique(key[:, 0]):
+            same = key[:, 0] == kind
+            costs = np.sort(typical[same])
+            usual = costs[int(HEALTHY * (len(costs) - 1))]
+            ratio[same] = np.clip(cost[same] / usual, 1.0 / COST_MAX, COST_MAX) if np.isfinite(usual) else 1.0
+        level = np.log(ratio)
+        low, middle = np.quantile(level, (0.10, 0.25))
+        spread = QUARTER_MAD * float(middle - low)
+        code = key[:, 1] * self._nodes + key[:, 2]
+        links, inverse = np.unique(code, return_inverse=True)
+        worst = np.zeros(len(links))
+        np.maximum.at(worst, inverse.ravel(), ratio)
+        bound = max(self._limits.hot, float(np.exp(self._limits.link_mads * spread)))
+        return links // self._nodes, links % self._nodes, worst, bound
+
+    def _places(self, kinds: Ints, receivers: Ints, senders: Ints) -> Ints:
+        """Where the samples of each (kind, link) are kept; new ones get a place."""
+        fresh = np.flatnonzero(self._place[kinds, receivers, senders] < 0)
+        for sample in fresh:
+            key = (kinds[sample], receivers[sample], senders[sample])
+            if self._place[key] < 0:
+                if self._used == len(self._count):
+                    self._grow()
+                self._place[key], self._key[self._used] = self._used, key
+                self._used += 1
+        return self._place[kinds, receivers, senders].astype(np.int64)
+
+    def _grow(self) -> None:
+        more = max(64, len(self._count))
+        window = self._limits.link_window
+        self._cost = np.concatenate([self._cost, np.zeros((more, window), np.float32)])
+        self._at = np.concatenate([self._at, np.full((more, window), -np.inf)])
+        self._count = np.concatenate([self._count, np.zeros(more, np.int64)])
+        self._last = np.concatenate([self._last, np.full(more, -np.inf)])
+        self._key = np.concatenate([self._key, np.zeros((more, 3), np.int64)])
+
+
+def slow_links(cells: Cells, nodes: int, limits: Limits) -> list[Verdict]:
+    """Hot rows, hot columns, and the hot cells that these do not explain."""
+    receivers, senders, ratio, bound = cells
+    if not (ratio > bound).any():
+        return []
+    value = np.log(ratio)
+    rows, columns, left = _polish(receivers, senders, value, nodes, float(np.log(bound)), limits)
+    found = [_line(int(node), rows, columns) for node in np.flatnonzero((rows > 0) | (columns > 0))]
+    both = (rows[receivers] > 0) & (columns[senders] > 0)
+    for cell in np.flatnonzero((left > np.log(bound)) & ~both):
+        receiver, sender = int(receivers[cell]), int(senders[cell])
+        found.append(
+            Verdict(
+                Syndrome.COMMUNICATION_SLOW,
+                f"what goes from node {sender} to node {receiver} {_times(float(np.exp(left[cell])))}; "
+                "the other links of both are well",
+                nodes=tuple(sorted((receiver, sender))),
+                links=((receiver, sender),),
+                evidence=(("times", float(ratio[cell])),),
+            )
+        )
+    return found
+
+
+def _line(node: int, rows: Floats, columns: Floats) -> Verdict:
+    times = float(np.exp(max(rows[node], columns[node])))
+    side = "receives and sends" if rows[node] > 0 < columns[node] else "receives" if rows[node] > 0 else "sends"
+    return Verdict(
+        Syndrome.COMMUNICATION_SLOW,
+        f"whatever node {node} {side} {_times(times)}: its own side, not one link",
+        nodes=(node,),
+        confidence=Confidence.LIKELY,
+        evidence=(("receiving", float(np.exp(rows[node]))), ("sending", float(np.exp(columns[node])))),
+    )
+
+
+def _times(times: float) -> str:
+    return "does not arrive at all" if times >= COST_MAX / 2 else f"takes {times:.1f} times the usual"
+
+
+def _polish(
+    receivers: Ints, senders: Ints, value: Floats, nodes: int, hot: float, limits: Limits
+) -> tuple[Floats, Floats, Floats]:
+    """What hot rows and hot columns add to the logarithm of the cost, 0 for the others, and what is left in each cell.
+
+    A line is hot when most of its cells are warm, halfway to hot, and their median is nearly hot. The most evident one
+    is swept first: of two slow senders among four nodes, every receiver's row is mostly warm too, but not as a whole.
+    """
+    effects, lines, left = (np.zeros(nodes), np.zeros(nodes)), (receivers, senders), value.copy()
+    for _ in range(2 * nodes):
+        best: tuple[float, float, int, int] | None = None
+        for side, line in enumerate(lines):
+            cells = np.bincount(line, minlength=nodes)
+            warm = np.bincount(line, weights=left > hot / 2, minlength=nodes)
+            middle = _medians(line, left, nodes)
+            share = warm / np.maximum(cells, 1)
+            able = (cells >= 2) & (share > limits.hot_share) & (middle > LINE_SHARE * hot) & (effects[side] == 0)
+            for node in map(int, np.flatnonzero(able)):
+                best = max(best or (0.0, 0.0, 0, 0), (float(share[node]), float(cells[node]), side, node))
+        if best is None:
+            break
+        _, _, side, node = best
+        effect = float(_medians(lines[side], left, nodes)[node])
+        effects[side][node] = effect
+        left[lines[side] == node] -= effect
+    return effects[0], effects[1], left
+
+
+def _medians(line: Ints, value: Floats, nodes: int) -> Floats:
+    """The median of the values of each line; the lower one of two, so that one fault in two cells is not the line's."""
+    order = np.lexsort((value, line))
+    counts = np.bincount(line, minlength=nodes)
+    starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
+    middle = starts + np.maximum(counts - 1, 0) // 2
+    return np.where(counts > 0, value[order][np.minimum(middle, len(value) - 1)], 0.0)

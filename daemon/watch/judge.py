@@ -1,0 +1,132 @@
+"""The judge of one job: takes the nodes' reports, and says what is wrong with it now, with reasons. Pure; time is an
+argument.
+
+What stands the job still goes first, and of that the cause before its consequences: a node that is lost takes its ranks with
+it, dead ranks keep the others waiting, and who waits is not slow.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from ckptd.ckpt.errors import StaleStepError
+from ckptd.daemon.watch.clocks import Clocks
+from ckptd.daemon.watch.crash import crashes, lost_nodes
+from ckptd.daemon.watch.delays import Delays, slow_links
+from ckptd.daemon.watch.fleet import Fleet
+from ckptd.daemon.watch.hang import Hangs, links_of
+from ckptd.daemon.watch.layout import Layout
+from ckptd.daemon.watch.limits import Limits
+from ckptd.daemon.watch.observations import NodeReport
+from ckptd.daemon.watch.slow import SlowRanks
+from ckptd.daemon.watch.verdicts import Syndrome, Verdict
+
+LINKS_EVERY_S = 2.0
+"""How often the delay matrix is looked at: a cell has a new sample every few seconds."""
+
+PROBES_MAX = 8
+"""Links of a node that are probed on demand, each about once a second."""
+
+
+class Judge:
+    """One job, over all its lives."""
+
+    def __init__(self, layout: Layout, *, epoch: int, now: float, limits: Limits | None = None) -> None:
+        self.limits = limits or Limits()
+        self.clocks = Clocks()
+        self.probes: tuple[tuple[int, int], ...] = ()
+        """Links, as (receiver, sender), that should be measured as soon as can be: the verdict waits for them a moment."""
+        self._begin(layout, epoch, now, Delays(layout.nodes, self.limits))
+
+    def begin(self, layout: Layout, epoch: int, now: float) -> None:
+        """A new life begins: whatever is known of the ranks belongs to the earlier one. The links stay what they are.
+
+        Raises StaleStepError when the epoch is not newer.
+        """
+        if epoch <= self.fleet.epoch:
+            raise StaleStepError(
+                f"epoch {epoch} begins after epoch {self.fleet.epoch}; each life needs a higher number"
+            )
+        delays = self._delays if layout.nodes == self.fleet.layout.nodes else Delays(layout.nodes, self.limits)
+        self._begin(layout, epoch, now, delays)
+
+    @property
+    def iteration_s(self) -> float:
+        """How long a step takes lately, in seconds; 0 before the first ones."""
+        return self._slow.pace.now_s or self._told_step_s()
+
+    @property
+    def remarks(self) -> dict[str, int]:
+        """What was odd about the reports of this life, and how often."""
+        return dict(self.fleet.remarks)
+
+    def hear(self, reports: Sequence[NodeReport], now: float) -> None:
+        """Take reports, in the order in which they came."""
+        for report in reports:
+            known = 0 <= report.node < self.fleet.layout.nodes
+            if known and report.exchange is not None and not self.clocks.hear(report.node, report.exchange):
+                self.fleet.remark(f"node {report.node} answers with stamps that can't be")
+        taken = self.fleet.hear(reports, now, self.clocks)
+        self._delays.hear(taken, now)
+
+    def judge(self, now: float) -> list[Verdict]:
+        """What is wrong now; the same again as long as it lasts. Call it about once a second."""
+        self.probes = ()
+        limits, fleet = self.limits, self.fleet
+        found = lost_nodes(fleet, self._delays, now, limits) or crashes(fleet, now, limits)
+        if not found:
+            found, self.probes = self._hangs.judge(fleet, self._delays, now, self.iteration_s)
+        if not found:
+            found = self._slowness(now)
+        return [replace(verdict, epoch=fleet.epoch) for verdict in found]
+
+    def _begin(self, layout: Layout, epoch: int, now: float, delays: Delays) -> None:
+        self.fleet = Fleet(layout, epoch, now, self.limits)
+        self._delays = delays
+        self._hangs = Hangs(layout.world, self.limits)
+        self._slow = SlowRanks(layout.world, self.limits)
+        self._used: tuple[tuple[int, int], ...] | None = None
+        self._links: list[Verdict] = []
+        self._hot: set[tuple[tuple[int, int], ...]] = set()
+        """Links that were hot when last looked at: a slow side shows in its first link before it shows in all."""
+        self._links_at = -np.inf
+
+    def _neighbours(self) -> tuple[tuple[int, int], ...]:
+        """The links that the job's collectives may use, at most PROBES_MAX of each node."""
+        if self._used is None:
+            layout, taken = self.fleet.layout, Counter[int]()
+            links = links_of(layout.node_of, [layout.members(group) for group in range(len(layout.ids))])
+            kept = []
+            for receiver, sender in links:
+                taken[receiver] += 1
+                if taken[receiver] <= PROBES_MAX:
+                    kept.append((receiver, sender))
+            self._used = tuple(kept)
+        return self._used
+
+    def _told_step_s(self) -> float:
+        told = self.fleet.rows["step_s"][np.isfinite(self.fleet.rows["step_s"])]
+        return float(np.median(told)) if len(told) else 0.0
+
+    def _slowness(self, now: float) -> list[Verdict]:
+        ranks = self._slow.judge(self.fleet, now)
+        if now - self._links_at >= LINKS_EVERY_S:
+            found = slow_links(self._delays.cells(now), self.fleet.layout.nodes, self.limits)
+            hot = {verdict.links for verdict in found}
+            self._links = [verdict for verdict in found if not verdict.links or verdict.links in self._hot]
+            self._hot, self._links_at = hot, now
+        if not self._links:
+            pace = self._slow.pace
+            if not ranks or self._slow.waiting_s <= (self.limits.all_alike - 1.0) * pace.usual_s:
+                return ranks
+            self.probes = (
+                self._neighbours()
+            )  # all wait, and no link that is measured anyway is slow: measure the others
+            return ranks
+        named = [verdict for verdict in ranks if verdict.syndrome is not Syndrome.NOBODY]
+        cost = 0.0 if named else max(0.0, self._slow.waiting_s)
+        return named + [replace(verdict, loss_s=cost / len(self._links)) for verdict in self._links]
