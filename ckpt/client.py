@@ -96,6 +96,10 @@ class Channel(Protocol):
         """
         ...
 
+    def restorable(self) -> list[Version]:
+        """The versions that memory and storage can give back whole now, newest first. No rank need be attached."""
+        ...
+
     def release(self, version: Version) -> None:
         """The gathered files are no longer needed (mappings stay valid until unmapped)."""
         ...
@@ -177,6 +181,10 @@ class Client:
     def gather(self, version: Version) -> list[Found]:
         reply = self._call("Gather", 3600.0, version=_named(version))
         return [Found(item.rank, Path(item.path), item.size, item.source) for item in reply.images]
+
+    def restorable(self) -> list[Version]:
+        rows = self.document("List").get("steps", [])
+        return [Version(int(row["epoch"]), int(row["step"])) for row in rows if row["recoverable"]]
 
     def release(self, version: Version) -> None:
         self._call("Release", version=_named(version))
