@@ -27,6 +27,12 @@ class Opened:
         """The entry's elements, in place. Raises StateError for a dtype that this torch lacks."""
         return self.mapping.tensor(entry, self.header.spans[entry.name])
 
+    def read(self, first: int, last: int) -> bytes:
+        """Bytes `first` to `last` of the file. Raises CorruptionError as `check` does."""
+        content = self.mapping.memory[first:last]
+        self.check()
+        return content
+
     def check(self) -> None:
         """Raise CorruptionError when a later capture has begun to fill the file: what was read since then is of both."""
         if self.mapping.memory[:PAGE] != self.page:

@@ -115,7 +115,7 @@ def load(
 
 @contextmanager
 def _plainly(reader: StorageReader | None = None) -> Iterator[None]:
-    """DCP's CheckpointException passes every `except Exception` by: raise what is behind it."""
+    """DCP's CheckpointException is no Exception, so nobody catches it: raise what is behind it."""
     try:
         yield
     except CheckpointException as failed:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import torch
 
-from ckptd.ckpt.client import Channel
+from ckptd.ckpt.client import Channel, Client
 from ckptd.ckpt.errors import CkptdError, MemoryBudgetError, StaleStepError, Unrecoverable, UsageError
 from ckptd.ckpt.image import Layout
 from ckptd.ckpt.model import Version
@@ -171,3 +171,18 @@ def life_of(job: str | None) -> Life:
 
             _lives[name] = Life(connect(job=name), name)
         return _lives[name]
+
+
+def running(job: str) -> Life:
+    """The same beside a daemon that runs: nothing is started for a name that may be mistyped. Raises DaemonUnavailable."""
+    settings = read(job=job)
+    with _guard:
+        if job not in _lives:
+            client = Client(settings.where(), job)
+            try:
+                client.document("Status")
+            except CkptdError:
+                client.close()
+                raise
+            _lives[job] = Life(client, job)
+        return _lives[job]

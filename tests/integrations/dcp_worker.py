@@ -2,7 +2,7 @@
 
 Rank r talks to the daemon in the run directory r of RUN_DIRS, or to the last one. Modes: `save` trains three steps and saves
 each, the last two by async_save in a thread and in a process; `load` reads the newest step into fresh objects; `wrong`
-asks for a model of another shape.
+asks for a model of another shape; `meshes` (four ranks) saves and loads across meshes of one and two dimensions.
 """
 
 from __future__ import annotations
@@ -11,17 +11,20 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from tests.fakes import bits
-from tests.integrations.sharded_worker import line, shard_each, update
+from tests.integrations.sharded_worker import line, shard_each, square, update
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from xxhash import xxh3_128_hexdigest
 
 import ckptd.dcp
@@ -30,12 +33,33 @@ from ckptd.ckpt.errors import CkptdError
 STEPS = 3
 
 
-def objects_of(world: int, width: int = 33) -> dict[str, Any]:
-    """Uneven rows, a parameter with fewer rows than ranks, and buffers that all ranks have alike."""
-    layers = [nn.Linear(8, width), nn.ReLU(), nn.Linear(width, 5), nn.Tanh(), nn.Linear(5, 1)]
-    model = shard_each(nn.Sequential(*layers), line(world))
+def layers(width: int = 33) -> nn.Sequential:
+    """Uneven rows for any number of ranks, and a parameter with fewer rows than ranks."""
+    return nn.Sequential(nn.Linear(8, width), nn.ReLU(), nn.Linear(width, 5), nn.Tanh(), nn.Linear(5, 1))
+
+
+def trained_by_adamw(model: nn.Module) -> dict[str, Any]:
+    """With a buffer that all ranks have alike."""
     model.register_buffer("seen", torch.tensor(0))
     return {"model": model, "optimizer": torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.1)}
+
+
+def objects_of(world: int, width: int = 33) -> dict[str, Any]:
+    """Sharded over all ranks."""
+    return trained_by_adamw(shard_each(layers(width), line(world)))
+
+
+def hybrid(world: int) -> dict[str, Any]:
+    """Replicas in pairs, sharded within each."""
+    return trained_by_adamw(shard_each(layers(36), square()))
+
+
+def tensor_parallel(world: int) -> dict[str, Any]:
+    """Columns and rows over pairs, then everything over the pairs. Its forward needs a width that both can share."""
+    mesh, model = square(), layers(36)
+    parallelize_module(model, mesh["inner"], {"0": ColwiseParallel(), "2": RowwiseParallel()})
+    fully_shard(model, mesh=mesh["outer"])
+    return trained_by_adamw(model)
 
 
 def state_of(objects: dict[str, Any]) -> dict[str, Any]:
@@ -114,7 +138,31 @@ def wrong(rank: int, world: int) -> dict[str, Any]:
     return {}
 
 
-MODES: dict[str, Callable[[int, int], dict[str, Any]]] = {"save": save, "load": load, "wrong": wrong}
+def meshes(rank: int, world: int) -> dict[str, Any]:
+    """What is trained under one mesh, loaded under the next one: the digests before and after."""
+    pairs = []
+    line_of = partial(objects_of, width=36)
+    turns = [(line_of, hybrid), (hybrid, tensor_parallel), (tensor_parallel, line_of)]
+    for step, (before, after) in enumerate(turns, start=1):
+        torch.manual_seed(step)
+        objects = before(world)
+        update(objects)
+        saved = state_of(objects)
+        ckptd.dcp.save(saved, checkpoint_id=step)
+        torch.manual_seed(100)
+        into = after(world)
+        found = state_of(into)
+        fresh = digest_of(found)
+        ckptd.dcp.load(found, checkpoint_id=step)
+        set_state_dict(
+            into["model"], into["optimizer"], model_state_dict=found["model"], optim_state_dict=found["optimizer"]
+        )
+        assert fresh != digest_of(state_of(into))
+        pairs.append([digest_of(saved), digest_of(state_of(into))])
+    return {"pairs": pairs}
+
+
+MODES: dict[str, Callable[[int, int], dict[str, Any]]] = {"save": save, "load": load, "wrong": wrong, "meshes": meshes}
 
 
 def main(rank: int, world: int, directory: Path, mode: str, run_dirs: str) -> dict[str, Any]:

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
 from tests.fakes import FakeChannel
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import LoadPlan, SavePlan
+from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
+from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
 import ckptd.dcp
 from ckptd.ckpt.errors import CkptdError, CorruptionError, StateError, Unrecoverable, UsageError
@@ -80,9 +81,9 @@ def test_every_kind_of_value_comes_back_equal(channel: FakeChannel, planner: typ
 
 def test_stock_calls_take_writer_and_reader(channel: FakeChannel) -> None:
     """`dcp.save` and `dcp.load` themselves, under an id that only they are given."""
-    dcp.save({"a": torch.ones(3)}, checkpoint_id="step-7", storage_writer=StorageWriter(channel=channel))
+    dcp_save({"a": torch.ones(3)}, checkpoint_id="step-7", storage_writer=StorageWriter(channel=channel))
     found = {"a": torch.zeros(3)}
-    dcp.load(found, checkpoint_id="step-7", storage_reader=StorageReader(channel=channel))
+    dcp_load(found, checkpoint_id="step-7", storage_reader=StorageReader(channel=channel))
     assert found["a"].tolist() == [1, 1, 1]
     assert channel.recorded() == [Version(1, 7)]
 
@@ -91,7 +92,7 @@ def test_an_image_opens_without_ckptd(channel: FakeChannel) -> None:
     """What is persisted of such a step is what stock DCP's safetensors reader takes."""
     save(channel, {"model": {"weight": torch.arange(6.0).view(2, 3)}}, 1)
     found = {"model.weight": torch.zeros(2, 3)}
-    dcp.load(found, storage_reader=HuggingFaceStorageReader(str(channel.image(Version(1, 1)).parent)))
+    dcp_load(found, storage_reader=HuggingFaceStorageReader(str(channel.image(Version(1, 1)).parent)))
     assert found["model.weight"].tolist() == [[0, 1, 2], [3, 4, 5]]
 
 
@@ -141,6 +142,30 @@ def test_a_save_after_one_that_failed_is_a_life_of_its_own(channel: FakeChannel)
     channel.fail.clear()
     ckptd.dcp.save({"a": torch.ones(4)}, checkpoint_id=6, storage_writer=writer, no_dist=True)
     assert channel.recorded() == [Version(2, 6)]
+
+
+def test_a_checkpoint_exists_with_the_coordinators_commit_or_not_at_all(tmp_path: Path) -> None:
+    """Two ranks: the save of step 1 breaks off after the other rank has written, and leaves nothing; step 2 is whole."""
+    channels = [FakeChannel(tmp_path) for _ in range(2)]
+    writers = [StorageWriter(channel=channel) for channel in channels]
+    for step in (1, 2):
+        planners, plans = [DefaultSavePlanner() for _ in writers], []
+        for rank, (writer, planner) in enumerate(zip(writers, planners, strict=True)):
+            writer.reset(step)
+            planner.set_up_planner({f"a{rank}": torch.full((4,), float(step))}, is_coordinator=rank == 0)
+            writer.set_up_storage_writer(rank == 0)
+            plans.append(writer.prepare_local_plan(planner.create_local_plan()))
+        plans, metadata = planners[0].create_global_plan(plans)
+        plans = writers[0].prepare_global_plan(plans)
+        order = (1,) if step == 1 else (1, 0)
+        results = [writers[rank].write_data(plans[rank], planners[rank]).value() for rank in order]
+        assert channels[0].recorded() == []
+        if step == 2:
+            writers[0].finish(metadata, results)
+    assert channels[0].recorded() == [Version(2, 2)]
+    found = {"a0": torch.zeros(4), "a1": torch.zeros(4)}
+    load(channels[0], found)
+    assert same(found, {"a0": torch.full((4,), 2.0), "a1": torch.full((4,), 2.0)})
 
 
 def test_cached_plans_save_under_their_own_step(channel: FakeChannel) -> None:
@@ -278,10 +303,10 @@ def test_a_save_needs_a_step_and_all_ranks(channel: FakeChannel) -> None:
         with pytest.raises(UsageError, match="expected a step to save"):
             ckptd.dcp.save({"a": torch.ones(1)}, storage_writer=writer, no_dist=True)
     with pytest.raises(UsageError, match="use_collectives=False"):
-        dcp.save({"a": torch.ones(1)}, storage_writer=StorageWriter(1, channel=channel), use_collectives=False)
+        dcp_save({"a": torch.ones(1)}, storage_writer=StorageWriter(1, channel=channel), use_collectives=False)
     for options in ({"level": "safe"}, {"timeout_s": 0.0}, {"timeout_s": float("nan")}):
         with pytest.raises(UsageError, match="expected"):
-            StorageWriter(1, **options)  # type: ignore[arg-type]
+            StorageWriter(1, **options)
     with pytest.raises(UsageError, match="expected 'refuse' or 'ignore'"):
         LoadPlanner(extra="drop")  # type: ignore[arg-type]
     assert channel.recorded() == []

@@ -37,3 +37,11 @@ def test_four_ranks_come_back_as_two_one_and_three(tmp_path: Path) -> None:
         for world, nodes in ((1, [0]), (3, [0, 1, 3])):
             assert [rank["digest"] for rank in run(cluster, world, tmp_path, "load", nodes)] == [digest] * world
         assert "parity" in cluster.events(3, "gathered")[-1]["sources"]
+
+
+def test_another_mesh_loads_what_one_has_saved(tmp_path: Path) -> None:
+    """FSDP to hybrid sharding, that to tensor parallelism under FSDP, and that to FSDP again: equal bit by bit."""
+    with Cluster(1, parity=0) as cluster:
+        for rank in run(cluster, 4, tmp_path, "meshes", [0]):
+            assert len(rank["pairs"]) == 3
+            assert [before for before, _ in rank["pairs"]] == [after for _, after in rank["pairs"]]
