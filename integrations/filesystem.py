@@ -104,6 +104,7 @@ class CkptdFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has n
                 self._held = None
                 try:
                     self._held = max(fitting), life.open(max(fitting))
+                    life.release(max(fitting))
                 except CkptdError as error:
                     raise OSError(errno.EIO, str(error), path) from error
             return self._held[1]

@@ -113,7 +113,12 @@ class Restore:
         self._differs: list[str] = []
         self._used: set[str] = set()
         state.lazy()  # learns the names of the optimizers' parameters
-        objects = json_object(bytes(snapshot.tensor(document_name(ranks.rank)).numpy()))
+        document = document_name(ranks.rank)
+        if document not in snapshot.parts:
+            raise StateError(
+                f"found no {document} in the snapshot: no Checkpointer captured it; load it by ckptd.dcp.load"
+            )
+        objects = json_object(bytes(snapshot.tensor(document).numpy()))
         for model in state.models:
             self._model(model, objects.pop(model.name, None))
         for name in state.optimizers:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 import torch.distributed as dist
@@ -102,7 +102,7 @@ def load(
     without one is Unrecoverable.
     """
     reader = storage_reader or StorageReader()
-    with _plainly(reader):
+    with closing(reader), _plainly(reader):
         dcp_load(
             state_dict,
             checkpoint_id=text_of(checkpoint_id),

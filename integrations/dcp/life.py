@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import torch
 
 from ckptd.ckpt.client import Channel, Client
-from ckptd.ckpt.errors import CkptdError, MemoryBudgetError, StaleStepError, Unrecoverable, UsageError
+from ckptd.ckpt.errors import CkptdError, MemoryBudgetError, Unrecoverable, UsageError
 from ckptd.ckpt.image import Layout
 from ckptd.ckpt.model import Version
 from ckptd.ckpt.settings import read
@@ -140,22 +140,22 @@ class Life:
             return self._channel.restorable()
 
     def open(self, version: Version) -> list[Opened]:
-        """Every rank's image on this node, mapped; lost ones are decoded. Raises Unrecoverable, CorruptionError."""
+        """Every rank's image on this node, mapped; lost ones are decoded. Raises Unrecoverable, CorruptionError.
+
+        `release` belongs after it: until all ranks of a node have opened a version, so that it is brought there once.
+        """
         with self._lock:
             found = self._channel.gather(version)
             try:
                 return open_images(found, version, self.job, len(found))
-            finally:
-                self._channel.release(version)  # what is mapped stays
+            except CkptdError:
+                self._channel.release(version)
+                raise
 
-    def check_written(self, version: Version, others: set[Version]) -> None:
-        """Raise StaleStepError when some rank wrote another version than the coordinator gave out."""
-        strange = others - {version}
-        if strange:
-            raise StaleStepError(
-                f"ranks wrote {min(strange)} instead of {version}: their plans were cached before an earlier save failed; "
-                "save again with a new step, or without plan caching"
-            )
+    def release(self, version: Version) -> None:
+        """No more ranks of this process will open it; what is mapped stays."""
+        with self._lock:
+            self._channel.release(version)
 
 
 _lives: dict[str, Life] = {}

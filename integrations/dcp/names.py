@@ -18,7 +18,7 @@ from ckptd.ckpt.model import JOB_NAME, Version
 from ckptd.ckpt.strict import short
 
 SCHEME = "ckptd://"
-_STEP = re.compile(r"(?:step-)?([0-9]{1,18})(?:\.e([0-9]{1,9}))?")
+_STEP = re.compile(r"(?:step-)?([0-9]{1,18})(?:\.e([0-9]{1,10}))?")
 
 CheckpointId = str | int | os.PathLike[str] | None
 

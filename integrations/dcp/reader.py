@@ -46,7 +46,17 @@ class StorageReader(BaseReader):
         """A new load begins; without an id, of the one that was given before. Raises UsageError."""
         if checkpoint_id is not None:
             self._address = address_of(checkpoint_id)
-        self._version, self._images, self._places, self.failure = None, [], {}, None
+        self.close()
+        self._places, self.failure = {}, None
+
+    def close(self) -> None:
+        """Let go of the images. A load that ends well does so; else they stay on the node until it loads another step."""
+        version, self._version, self._images = self._version, None, []
+        if version is not None:
+            self._life().release(version)
+
+    def _life(self) -> Life:
+        return self._own or life_of(self._address.job)
 
     def read_metadata(self, *_: Any, **__: Any) -> Metadata:
         """Gather the step's images on this node and read what is in them. A list of names and places; no tensors yet.
@@ -60,22 +70,20 @@ class StorageReader(BaseReader):
             raise
 
     def _read(self) -> Metadata:
-        life = self._own or life_of(self._address.job)
-        self._version = life.find(self._address)
-        self._images = life.open(self._version)
+        self.close()
+        version = self._life().find(self._address)
+        self._images, self._version = self._life().open(version), version
         documents = [image for image in self._images if DOCUMENT in image.header.spans]
         if not documents:
             raise StateError(
-                f"{self._version} was not saved by torch.distributed.checkpoint; restore it with the Checkpointer that "
+                f"{version} was not saved by torch.distributed.checkpoint; restore it with the Checkpointer that "
                 "captured it, or write it out by `ckptd export --format dcp`"
             )
         if len(documents) > 1:
-            raise CorruptionError(
-                f"{self._version}: {len(documents)} images have metadata, expected one; load another step"
-            )
+            raise CorruptionError(f"{version}: {len(documents)} images have metadata, expected one; load another step")
         first, last = documents[0].header.spans[DOCUMENT]
         metadata = decode(documents[0].mapping.memory[first:last], self._images)
-        metadata.storage_meta = StorageMeta(checkpoint_id=name_of(self._version))
+        metadata.storage_meta = StorageMeta(checkpoint_id=name_of(version))
         return metadata
 
     def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *_: Any, **__: Any) -> None:
@@ -109,11 +117,14 @@ class StorageReader(BaseReader):
                 planner.load_bytes(item, io.BytesIO(self._object(place)))
         copies = [(item, *self._ends(item, place, planner)) for item, place in self._tensors(plan)]
         _check_cover(plan, planner)
+        for image in self._images:
+            image.check()
         for item, source, target in copies:
             target.copy_(source)
             planner.commit_tensor(item, target)
         for image in self._images:
             image.check()
+        self.close()
         done: Future[None] = Future()
         done.set_result(None)
         return done

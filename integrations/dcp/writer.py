@@ -181,7 +181,7 @@ class StorageWriter(BaseWriter):
             raise StaleStepError("this save was given up, another one has begun")
         (assigned, version, contents), self._pending = self._pending, None
         written = [(result.index, result.storage_data) for rank in results for result in rank]
-        self._life().check_written(version, {what.version for _, what in written})
+        _check_written(version, {what.version for _, what in written})
         places = placed([(index, what.place) for index, what in written])
         contents.add_bytes(DOCUMENT, encode(metadata, places))
         self._put(assigned, version, contents)
@@ -211,3 +211,12 @@ class StorageWriter(BaseWriter):
     def _put(self, assigned: Assigned, version: Version, contents: Contents) -> None:
         layout = Layout.of(contents.entries, job=self._life().job, rank=assigned.rank, world=assigned.world)
         self._life().put(version, layout, contents.parts, self._timeout_s)
+
+
+def _check_written(version: Version, found: set[Version]) -> None:
+    strange = found - {version}
+    if strange:
+        raise StaleStepError(
+            f"ranks wrote {min(strange)} instead of {version}: their plans were cached before an earlier save failed; "
+            "save again with a new step, or without plan caching"
+        )

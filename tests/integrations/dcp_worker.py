@@ -1,8 +1,9 @@
 """One rank of a sharded training that saves and loads by `ckptd.dcp`: `... RANK WORLD DIRECTORY MODE RUN_DIRS`; prints JSON.
 
 Rank r talks to the daemon in the run directory r of RUN_DIRS, or to the last one. Modes: `save` trains three steps and saves
-each, the last two by async_save in a thread and in a process; `load` reads the newest step into fresh objects; `wrong`
-asks for a model of another shape; `meshes` (four ranks) saves and loads across meshes of one and two dimensions.
+each, the last two by async_save in a thread and in a process; `load` reads the newest step into fresh objects, and two ranks
+save it anew; `wrong` asks for a model of another shape; `meshes` (four ranks) saves and loads across meshes of one and two
+dimensions.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ import ckptd.dcp
 from ckptd.ckpt.errors import CkptdError
 
 STEPS = 3
+Build = Callable[[int], dict[str, Any]]
 
 
 def layers(width: int = 33) -> nn.Sequential:
@@ -124,6 +126,8 @@ def load(rank: int, world: int) -> dict[str, Any]:
     again = state_of(objects)
     again["plain"] = state["plain"]
     assert before != digest_of(again)
+    if world == 2:
+        ckptd.dcp.save(again, checkpoint_id=STEPS + 1)
     return {"digest": digest_of(again)}
 
 
@@ -132,7 +136,7 @@ def wrong(rank: int, world: int) -> dict[str, Any]:
     state = state_of(objects)
     before = digest_of(state)
     try:
-        ckptd.dcp.load(state, checkpoint_id=STEPS)
+        ckptd.dcp.load(state, checkpoint_id=STEPS + 1)
     except CkptdError as error:
         return {"error": str(error), "kind": type(error).__name__, "changed": digest_of(state) != before}
     return {}
@@ -142,7 +146,7 @@ def meshes(rank: int, world: int) -> dict[str, Any]:
     """What is trained under one mesh, loaded under the next one: the digests before and after."""
     pairs = []
     line_of = partial(objects_of, width=36)
-    turns = [(line_of, hybrid), (hybrid, tensor_parallel), (tensor_parallel, line_of)]
+    turns: list[tuple[Build, Build]] = [(line_of, hybrid), (hybrid, tensor_parallel), (tensor_parallel, line_of)]
     for step, (before, after) in enumerate(turns, start=1):
         torch.manual_seed(step)
         objects = before(world)

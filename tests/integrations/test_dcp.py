@@ -22,8 +22,10 @@ from ckptd.ckpt.errors import CkptdError, CorruptionError, StateError, Unrecover
 from ckptd.ckpt.image import parse
 from ckptd.ckpt.model import Version
 from ckptd.dcp import AsyncStager, LoadPlanner, StorageReader, StorageWriter
+from ckptd.integrations.checkpointer import Checkpointer
 from ckptd.integrations.dcp.metadata import DOCUMENT, decode
 from ckptd.integrations.dcp.names import Address, address_of, name_of
+from ckptd.integrations.export import join
 from ckptd.integrations.images import open_images
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
@@ -89,11 +91,14 @@ def test_stock_calls_take_writer_and_reader(channel: FakeChannel) -> None:
 
 
 def test_an_image_opens_without_ckptd(channel: FakeChannel) -> None:
-    """What is persisted of such a step is what stock DCP's safetensors reader takes."""
+    """What is persisted of such a step is what stock DCP's safetensors reader takes, and what `ckptd export` writes out."""
     save(channel, {"model": {"weight": torch.arange(6.0).view(2, 3)}}, 1)
     found = {"model.weight": torch.zeros(2, 3)}
     dcp_load(found, storage_reader=HuggingFaceStorageReader(str(channel.image(Version(1, 1)).parent)))
     assert found["model.weight"].tolist() == [[0, 1, 2], [3, 4, 5]]
+    tensors, version, job = join([channel.image(Version(1, 1))])
+    assert tensors["model.weight"].equal(found["model.weight"])
+    assert (version, job) == (Version(1, 1), "job")
 
 
 def test_an_async_save_holds_what_was_there_when_it_was_called(channel: FakeChannel) -> None:
@@ -256,6 +261,31 @@ def test_a_load_with_holes_is_refused(channel: FakeChannel) -> None:
     with pytest.raises(StateError, match="leaves elements of 1 tensors unwritten, or writes some twice: a;"):
         load(channel, found, planner=HalfLoaded())
     assert found["b"].tolist() == [0, 0]
+
+
+def test_a_checkpointers_step_and_one_of_dcp_are_told_apart(channel: FakeChannel) -> None:
+    """Each says who can read it."""
+    model = torch.nn.Linear(2, 2)
+    save(channel, {"model": model.state_dict()}, 1)
+    with (
+        Checkpointer(job="job", channel=channel, model=model) as ck,
+        pytest.raises(StateError, match=r"ckptd\.dcp\.load"),
+    ):
+        ck.restore()
+    with Checkpointer(job="job", channel=channel, on_error="raise", model=model) as ck:
+        ck.step(2)
+    with pytest.raises(StateError, match="restore it with the Checkpointer"):
+        load(channel, {"model": model.state_dict()}, 2)
+
+
+def test_a_load_lets_go_of_what_was_gathered(channel: FakeChannel) -> None:
+    """Once for each gathering, also when nothing fits."""
+    save(channel, {"a": torch.ones(4)}, 1)
+    load(channel, {"a": torch.ones(4)})
+    dcp_load({"a": torch.ones(4)}, storage_reader=StorageReader(channel=channel))
+    with pytest.raises(StateError):
+        load(channel, {"a": torch.ones(5)})
+    assert channel.calls.count("gather") == channel.calls.count("release") == 3
 
 
 def test_a_step_that_is_not_there_is_refused_with_what_is(
