@@ -108,7 +108,7 @@ class Cluster:
         for node in nodes:
             command = [sys.executable, "-m", "ckptd.daemon.cli", "serve", "--job", JOB, "--node", str(node)]
             command += ["--nodes", ",".join(self.addresses), "--parity", str(self.parity), "--slots", str(SLOTS)]
-            command += ["--run-dir", str(self._run_dir(node)), "--segment-dir", str(self._shm / f"n{node}")]
+            command += ["--run-dir", str(self.run_dir(node)), "--segment-dir", str(self._shm / f"n{node}")]
             command += ["--secret-file", str(self._secret)]
             with (self._folder / f"log{node}").open("a") as log:
                 self.processes[node] = subprocess.Popen(
@@ -129,7 +129,7 @@ class Cluster:
             if node in self._ranks:
                 self._ranks.pop(node).close()
             shutil.rmtree(self._shm / f"n{node}")
-            shutil.rmtree(self._run_dir(node))
+            shutil.rmtree(self.run_dir(node))
 
     def cpu_s(self) -> dict[int, float]:
         """The CPU seconds that each daemon has used, user and system."""
@@ -150,13 +150,13 @@ class Cluster:
 
     def events(self, node: int, event: str) -> list[dict[str, Any]]:
         """The entries of that kind in a node's event record."""
-        path = self._run_dir(node) / "events.jsonl"
+        path = self.run_dir(node) / "events.jsonl"
         entries = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
         return [entry for entry in entries if entry["event"] == event]
 
     def status(self, node: int) -> dict[str, Any]:
         """What `ckptd status` prints."""
-        client = Client(self._run_dir(node), JOB)
+        client = Client(self.run_dir(node), JOB)
         try:
             return client.document("Status")
         finally:
@@ -216,7 +216,7 @@ class Cluster:
         return time.time()
 
     def _attach(self, node: int) -> Client:
-        client = self._ranks[node] = Client(self._run_dir(node), JOB)
+        client = self._ranks[node] = Client(self.run_dir(node), JOB)
         client.attach(rank=node, world=len(self.nodes), local_world=1)
         return client
 
@@ -226,7 +226,7 @@ class Cluster:
         except DaemonUnavailable:
             return False
 
-    def _run_dir(self, node: int) -> Path:
+    def run_dir(self, node: int) -> Path:
         return self._folder / f"n{node}"
 
 

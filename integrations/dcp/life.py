@@ -46,12 +46,13 @@ class Life:
     def give(self, step: int, world: int) -> Version:
         """The coordinator's choice of the version to save `step` as.
 
-        A new epoch begins where the step is not newer than the last one, or the last save was not finished: so what two
-        saves under one id have written is never mixed.
+        A new epoch begins where the step is not newer than the last one, the last save was not finished, or another process
+        has begun an epoch since: so what two saves under one id have written is never mixed.
         """
         with self._lock:
             last = self._given
-            if last is None or not self._finished or step <= last.step:
+            stale = last is None or not self._finished or self._channel.newest_epoch() > last.epoch
+            if last is None or stale or step <= last.step:
                 self._given = Version(self._channel.decide(world=world, fresh=True).epoch, step)
             else:
                 self._given = Version(last.epoch, step)
@@ -65,11 +66,11 @@ class Life:
         """
         version = Version(assigned.epoch, step)
         with self._lock:
-            if self._place != (rank, world):
+            # Anew in each epoch: another process of this rank, as DCP's, may have been the rank meanwhile.
+            if self._place != (rank, world) or self._joined is None or self._joined.epoch != version.epoch:
                 self._channel.attach(rank=rank, world=world, local_world=min(world, ranks.local_world()))
-                self._place, self._joined = (rank, world), None
-            if self._joined is None or self._joined.epoch != version.epoch:
                 self._channel.join(version.epoch)
+                self._place = rank, world
             self._joined = version
         return version
 

@@ -30,13 +30,14 @@ from torch.distributed.checkpoint.metadata import (
 
 from ckptd.ckpt.boxes import tile
 from ckptd.ckpt.errors import CorruptionError, StateError
-from ckptd.ckpt.image import Entry
+from ckptd.ckpt.image import PAGE, Entry
 from ckptd.ckpt.strict import is_count, json_object, short
 from ckptd.integrations.images import Opened
 from ckptd.integrations.tensors import dtype_of
 
 FORMAT = 1
 DOCUMENT = "ckptd.dcp.metadata"
+MAX_DOCUMENT = 100_000_000  # bytes; of a header as long, which would name as many tensors
 _KEYS = {"format", "torch", "tensors", "objects", "paths"}
 
 
@@ -100,7 +101,12 @@ def encode(metadata: Metadata, places: Mapping[str, Sequence[Place]]) -> bytes:
         raise StateError(f"{len(surplus)} names were written that are not in the metadata, as {min(surplus)}")
     version = getattr(metadata, "version", None)  # torch 2.6 has none
     own = {"format": FORMAT, "torch": version, "tensors": tensors, "objects": objects}
-    return json.dumps({**own, "paths": _paths(metadata.planner_data)}).encode()
+    document = json.dumps({**own, "paths": _paths(metadata.planner_data)}).encode()
+    if len(document) > MAX_DOCUMENT:
+        raise StateError(
+            f"the metadata of {len(tensors)} tensors has {len(document)} bytes, it may have {MAX_DOCUMENT}"
+        )
+    return document
 
 
 def _check_cover(name: str, described: TensorStorageMetadata, chunks: Sequence[Chunk]) -> None:
@@ -136,6 +142,8 @@ def decode(text: bytes, images: Sequence[Opened]) -> Metadata:
 
     Every name, rank and byte in the document is held against the images, and every tensor's parts must make it up.
     """
+    if len(text) > MAX_DOCUMENT + PAGE:
+        _refuse(f"{len(text)} bytes", f"at most {MAX_DOCUMENT}")
     try:
         found = json_object(text)
     except ValueError as error:

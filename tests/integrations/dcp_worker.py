@@ -1,9 +1,9 @@
 """One rank of a sharded training that saves and loads by `ckptd.dcp`: `... RANK WORLD DIRECTORY MODE RUN_DIRS`; prints JSON.
 
-Rank r talks to the daemon in the run directory r of RUN_DIRS, or to the last one. Modes: `save` trains three steps and saves
-each, the last two by async_save in a thread and in a process; `load` reads the newest step into fresh objects, and two ranks
-save it anew; `wrong` asks for a model of another shape; `meshes` (four ranks) saves and loads across meshes of one and two
-dimensions.
+Rank r talks to the daemon in the run directory r of RUN_DIRS, or to the last one. Modes: `save` trains four steps and saves
+each, the middle ones by async_save in a thread and in a process; `load` reads the newest step into fresh objects, and two
+ranks save it anew; `wrong` asks for a model of another shape; `meshes` (four ranks) saves and loads across meshes of one and
+two dimensions.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from xxhash import xxh3_128_hexdigest
 import ckptd.dcp
 from ckptd.ckpt.errors import CkptdError
 
-STEPS = 3
+STEPS = 4
 Build = Callable[[int], dict[str, Any]]
 
 
@@ -100,7 +100,7 @@ def save(rank: int, world: int) -> dict[str, Any]:
         objects["model"].seen += 1
         state = state_of(objects)
         digests.append(digest_of(state))
-        if step == 1:
+        if step == 1 or step == STEPS:
             ckptd.dcp.save(state, checkpoint_id=step)
         else:
             kind = AsyncCheckpointerType.THREAD if step == 2 else AsyncCheckpointerType.PROCESS

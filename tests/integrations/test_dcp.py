@@ -149,6 +149,16 @@ def test_a_save_after_one_that_failed_is_a_life_of_its_own(channel: FakeChannel)
     assert channel.recorded() == [Version(2, 6)]
 
 
+def test_processes_may_save_in_turns(tmp_path: Path) -> None:
+    """As a trainer and DCP's process for it do: each begins a life of its own after the other's."""
+    first, second = (StorageWriter(channel=FakeChannel(tmp_path)) for _ in range(2))
+    for step, writer in ((1, first), (2, first), (3, second), (4, first)):
+        ckptd.dcp.save({"a": torch.ones(4)}, checkpoint_id=step, storage_writer=writer, no_dist=True)
+    found = FakeChannel(tmp_path)
+    found.world = 1
+    assert found.recorded() == [Version(1, 1), Version(1, 2), Version(2, 3), Version(3, 4)]
+
+
 def test_a_checkpoint_exists_with_the_coordinators_commit_or_not_at_all(tmp_path: Path) -> None:
     """Two ranks: the save of step 1 breaks off after the other rank has written, and leaves nothing; step 2 is whole."""
     channels = [FakeChannel(tmp_path) for _ in range(2)]
@@ -374,6 +384,18 @@ def test_metadata_that_disagrees_with_the_images_is_refused(channel: FakeChannel
     decode(json.dumps(GOOD).encode(), images)
     with pytest.raises(CorruptionError):
         decode(json.dumps(GOOD | change).encode(), images)
+
+
+def test_metadata_has_a_bound(channel: FakeChannel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When it is made and when it is read."""
+    save(channel, {"a": torch.ones(4)}, 1)
+    version = Version(1, 1)
+    images = open_images(channel.gather(version), version, "job", 1)
+    monkeypatch.setattr("ckptd.integrations.dcp.metadata.MAX_DOCUMENT", 60)
+    with pytest.raises(StateError, match="it may have 60"):
+        save(channel, {"a": torch.ones(4)}, 2)
+    with pytest.raises(CorruptionError, match="at most 60"):
+        decode(b"{}".ljust(10_000), images)
 
 
 def test_metadata_is_json_in_the_image(channel: FakeChannel) -> None:

@@ -11,7 +11,12 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from fsspec.registry import _registry
 from tests.fakes import FakeChannel
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
+from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
 import ckptd.dcp
 from ckptd.ckpt.errors import DaemonUnavailable
@@ -74,6 +79,21 @@ def test_a_file_is_the_image_byte_for_byte(fs: CkptdFileSystem, channel: FakeCha
     fs.get(FILE, str(tmp_path / "copy"))
     assert safetensors.torch.load_file(tmp_path / "copy")["a"].tolist() == [3, 3, 3, 3]
     assert safetensors.torch.load(fs.cat("job/step-5.e1/rank-00000.safetensors"))["a"].tolist() == [1, 1, 1, 1]
+
+
+def test_a_step_that_is_copied_to_a_disk_loads_without_ckptd(fs: CkptdFileSystem, tmp_path: Path) -> None:
+    """As docs/dcp.md says."""
+    fs.get("ckptd://job/step-6", str(tmp_path / "step-6"), recursive=True)
+    found = {"a": torch.zeros(4)}
+    dcp_load(found, storage_reader=HuggingFaceStorageReader(str(tmp_path / "step-6")))
+    assert found["a"].tolist() == [2, 2, 2, 2]
+
+
+def test_stock_dcp_by_path_is_told_what_to_use(fs: CkptdFileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would write files of its own."""
+    monkeypatch.setitem(_registry, "ckptd", CkptdFileSystem)
+    with pytest.raises(CheckpointException, match=r"save by ckptd\.dcp\.save"):
+        dcp_save({"a": torch.zeros(4)}, checkpoint_id="ckptd://job/step-9")
 
 
 @pytest.mark.parametrize(
