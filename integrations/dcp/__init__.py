@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import gc
+from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import closing, contextmanager
-from typing import Any
+from contextlib import closing
+from functools import partial
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
@@ -23,10 +25,12 @@ from ckptd.integrations.dcp.planner import LoadPlanner
 from ckptd.integrations.dcp.reader import StorageReader
 from ckptd.integrations.dcp.stager import AsyncStager
 from ckptd.integrations.dcp.writer import StorageWriter
+from ckptd.integrations.journal import logger
 
 __all__ = ["AsyncStager", "LoadPlanner", "StorageReader", "StorageWriter", "async_save", "load", "save"]
 
 
+T = TypeVar("T")
 _staging: list[AsyncStager] = []
 
 
@@ -43,16 +47,16 @@ def save(
 
     Raises the CkptdError of the first rank that failed, on every rank; what failed without one is Unrecoverable.
     """
-    with _plainly():
-        metadata: Metadata = dcp_save(
-            state_dict,
-            checkpoint_id=text_of(checkpoint_id),
-            storage_writer=storage_writer or StorageWriter(),
-            planner=planner,
-            process_group=process_group,
-            no_dist=no_dist,
-        )
-    return metadata
+    call: Callable[[], Metadata] = partial(
+        dcp_save,
+        state_dict,
+        checkpoint_id=text_of(checkpoint_id),
+        storage_writer=storage_writer or StorageWriter(),
+        planner=planner,
+        process_group=process_group,
+        no_dist=no_dist,
+    )
+    return _plainly(call)
 
 
 def async_save(
@@ -72,17 +76,16 @@ def async_save(
     """
     if not _staging:
         _staging.append(AsyncStager())
-    with _plainly():
-        answer = dcp_async_save(
-            state_dict,
-            checkpoint_id=text_of(checkpoint_id),
-            storage_writer=storage_writer or StorageWriter(),
-            planner=planner,
-            process_group=process_group,
-            async_checkpointer_type=async_checkpointer_type,
-            async_stager=_staging[0],
-            no_dist=no_dist,
-        )
+    answer = dcp_async_save(
+        state_dict,
+        checkpoint_id=text_of(checkpoint_id),
+        storage_writer=storage_writer or StorageWriter(),
+        planner=planner,
+        process_group=process_group,
+        async_checkpointer_type=async_checkpointer_type,
+        async_stager=_staging[0],
+        no_dist=no_dist,
+    )
     assert isinstance(answer, Future), "the stager is not asynchronous"
     return answer
 
@@ -102,30 +105,44 @@ def load(
     without one is Unrecoverable.
     """
     reader = storage_reader or StorageReader()
-    with closing(reader), _plainly(reader):
-        dcp_load(
-            state_dict,
-            checkpoint_id=text_of(checkpoint_id),
-            storage_reader=reader,
-            planner=planner or LoadPlanner(),
-            process_group=process_group,
-            no_dist=no_dist,
-        )
+    call: Callable[[], None] = partial(
+        dcp_load,
+        state_dict,
+        checkpoint_id=text_of(checkpoint_id),
+        storage_reader=reader,
+        planner=planner or LoadPlanner(),
+        process_group=process_group,
+        no_dist=no_dist,
+    )
+    with closing(reader):
+        _plainly(call, reader)
 
 
-@contextmanager
-def _plainly(reader: StorageReader | None = None) -> Iterator[None]:
-    """DCP's CheckpointException is no Exception, so nobody catches it: raise what is behind it."""
+def _plainly(call: Callable[[], T], reader: StorageReader | None = None) -> T:
+    """DCP's CheckpointException is no Exception, so nobody catches it: raise what is behind it.
+
+    DCP's frames hold the error, each other and the process group. They go at once, or the group would live until the
+    interpreter ends, where gloo's threads abort. So the error comes without them.
+    """
     try:
-        yield
+        return call()
     except CheckpointException as failed:
-        if reader is not None and reader.failure is not None:
-            raise reader.failure from failed
-        errors = {rank: error for rank, (error, _) in sorted(failed.failures.items())}
-        for error in errors.values():
-            if isinstance(error, CkptdError):
-                raise error from failed
-        rank, first = next(iter(errors.items()))
-        raise Unrecoverable(
-            f"{len(errors)} ranks failed, rank {rank} first: {type(first).__name__}: {first}"
-        ) from failed
+        cause = _behind(failed, reader).with_traceback(None)
+    gc.collect()
+    try:
+        raise cause
+    finally:
+        del cause
+
+
+def _behind(failed: CheckpointException, reader: StorageReader | None) -> CkptdError:
+    if reader is not None and reader.failure is not None:
+        failure, reader.failure = reader.failure, None
+        return failure
+    errors = {rank: error for rank, (error, _) in sorted(failed.failures.items())}
+    for error in errors.values():
+        if isinstance(error, CkptdError):
+            return error
+    logger.error("ckptd: %s", failed)  # with every rank's traceback
+    rank, first = next(iter(errors.items()))
+    return Unrecoverable(f"{len(errors)} ranks failed, rank {rank} first: {type(first).__name__}: {first}")

@@ -53,6 +53,8 @@ class Life:
             last = self._given
             stale = last is None or not self._finished or self._channel.newest_epoch() > last.epoch
             if last is None or stale or step <= last.step:
+                if self._place is not None:  # another process may be this rank now, and only the rank is answered
+                    self._attach(*self._place)
                 self._given = Version(self._channel.decide(world=world, fresh=True).epoch, step)
             else:
                 self._given = Version(last.epoch, step)
@@ -68,11 +70,14 @@ class Life:
         with self._lock:
             # Anew in each epoch: another process of this rank, as DCP's, may have been the rank meanwhile.
             if self._place != (rank, world) or self._joined is None or self._joined.epoch != version.epoch:
-                self._channel.attach(rank=rank, world=world, local_world=min(world, ranks.local_world()))
+                self._attach(rank, world)
                 self._channel.join(version.epoch)
                 self._place = rank, world
             self._joined = version
         return version
+
+    def _attach(self, rank: int, world: int) -> None:
+        self._channel.attach(rank=rank, world=world, local_world=min(world, ranks.local_world()))
 
     def put(self, version: Version, layout: Layout, parts: Mapping[str, torch.Tensor], wait_s: float) -> None:
         """Write and commit this rank's image: `parts` by the names of the layout's entries.
