@@ -104,6 +104,14 @@ class Channel(Protocol):
         """
         ...
 
+    def newest_epoch(self) -> int:
+        """The newest epoch that this node has heard of; 0 before the first. No rank need be attached."""
+        ...
+
+    def restorable(self) -> list[Version]:
+        """The versions that memory and storage can give back whole now, newest first. No rank need be attached."""
+        ...
+
     def release(self, version: Version) -> None:
         """The gathered files are no longer needed (mappings stay valid until unmapped)."""
         ...
@@ -186,6 +194,13 @@ class Client:
     def gather(self, version: Version) -> list[Found]:
         reply = self._call("Gather", 3600.0, version=_named(version))
         return [Found(item.rank, Path(item.path), item.size, item.source) for item in reply.images]
+
+    def newest_epoch(self) -> int:
+        return int(self.document("Status").get("epoch", 0))
+
+    def restorable(self) -> list[Version]:
+        rows = self.document("List").get("steps", [])
+        return [Version(int(row["epoch"]), int(row["step"])) for row in rows if row["recoverable"]]
 
     def release(self, version: Version) -> None:
         self._call("Release", version=_named(version))

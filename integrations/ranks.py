@@ -30,7 +30,7 @@ class Ranks:
     @staticmethod
     def detect() -> Ranks:
         """From the process group, else a single process. Raises UsageError when a launcher promised more than one."""
-        local = _from_environment("LOCAL_WORLD_SIZE")
+        local = local_world()
         if dist.is_available() and dist.is_initialized():
             return Ranks(dist.get_rank(), dist.get_world_size(), local)
         promised = _from_environment("WORLD_SIZE")
@@ -71,6 +71,11 @@ class Ranks:
                 f"rank {self.rank} was ready, {int(count.item())} of the {self.world} ranks failed; see their own messages"
             )
         return result
+
+
+def local_world() -> int:
+    """How many ranks the launcher started on this node; 1 without a launcher."""
+    return _from_environment("LOCAL_WORLD_SIZE")
 
 
 def _device() -> torch.device:

@@ -19,9 +19,10 @@ import torch
 from ckptd.ckpt.boxes import Box, tile
 from ckptd.ckpt.client import Found
 from ckptd.ckpt.errors import CorruptionError, StateError
-from ckptd.ckpt.image import Entry, parse
+from ckptd.ckpt.image import Entry
 from ckptd.ckpt.model import Version
 from ckptd.ckpt.strict import json_object
+from ckptd.integrations.images import open_images
 from ckptd.integrations.ranks import Ranks
 from ckptd.integrations.shards import LIKE, PLAIN, Part, empty_as, first_holder, part_of, saved_layout
 from ckptd.integrations.sources import document_name, own_name
@@ -42,20 +43,9 @@ class Snapshot:
     def __init__(self, found: Sequence[Found], version: Version, job: str, world: int) -> None:
         """Raises CorruptionError when an image is not what it was announced as, or elements are missing or doubled."""
         self.parts: dict[str, list[tuple[Entry, Mapping, tuple[int, int]]]] = {}
-        if [image.rank for image in found] != list(range(world)):
-            raise CorruptionError(
-                f"{version}: found images of ranks {[image.rank for image in found]}, expected {world}"
-            )
-        for image in found:
-            mapping = Mapping(image.path, image.size, write=False)
-            header = parse(memoryview(mapping.memory))
-            says = (header.version, header.job, header.rank, header.world)
-            if says != (version, job, image.rank, world):
-                raise CorruptionError(
-                    f"{image.path}: the image says {says}, expected {(version, job, image.rank, world)}"
-                )
-            for entry in header.entries:
-                self.parts.setdefault(entry.name, []).append((entry, mapping, header.spans[entry.name]))
+        for image in open_images(found, version, job, world):
+            for entry in image.header.entries:
+                self.parts.setdefault(entry.name, []).append((entry, image.mapping, image.header.spans[entry.name]))
         for name, parts in self.parts.items():
             _check_cover(name, [entry for entry, _, _ in parts])
 
@@ -123,7 +113,12 @@ class Restore:
         self._differs: list[str] = []
         self._used: set[str] = set()
         state.lazy()  # learns the names of the optimizers' parameters
-        objects = json_object(bytes(snapshot.tensor(document_name(ranks.rank)).numpy()))
+        document = document_name(ranks.rank)
+        if document not in snapshot.parts:
+            raise StateError(
+                f"found no {document} in the snapshot: no Checkpointer captured it; load it by ckptd.dcp.load"
+            )
+        objects = json_object(bytes(snapshot.tensor(document).numpy()))
         for model in state.models:
             self._model(model, objects.pop(model.name, None))
         for name in state.optimizers:

@@ -72,6 +72,14 @@ class FakeChannel:
         files = sorted(self._folder(version).glob("rank-*"))
         return [Found(int(file.stem[5:]), file, file.stat().st_size, "own") for file in files]
 
+    def newest_epoch(self) -> int:
+        counter = self.directory / "epoch"
+        return int(counter.read_text()) if counter.exists() else 0
+
+    def restorable(self) -> list[Version]:
+        self._called("restorable")
+        return self.recorded()[::-1]
+
     def release(self, version: Version) -> None:
         self._called("release")
 
