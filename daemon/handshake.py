@@ -14,7 +14,7 @@ from ckptd.daemon.channel import Channel, Session, receive
 from ckptd.daemon.ranges import Member, Status
 from ckptd.daemon.transport import Endpoint
 
-MAGIC = b"CKPTDR\0\2"
+MAGIC = b"CKPTDR\0\3"
 _SPEAKER = struct.Struct("<BI")
 _VERDICT = struct.Struct("<BBI")
 

@@ -251,7 +251,7 @@ class _Mailbox:
         except (grpc.RpcError, AccessError, PeerError) as error:
             # The letter is lost, which is allowed: the state is repeated soon, under a new session if need be.
             self._session = None
-            if isinstance(error, grpc.RpcError) and error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+            if not isinstance(error, grpc.RpcError) or error.code() is not grpc.StatusCode.UNAVAILABLE:
                 self._reconnect()
             complaint = self._reason(error) if isinstance(error, grpc.RpcError) else str(error)
             if complaint != self._complaint:
@@ -271,8 +271,9 @@ class _Mailbox:
         return str(error_of(error, f"node {self._node}"))
 
     def _reconnect(self) -> None:
-        """A connection may go dumb without ending: a router forgot it, or a flipped bit made the peer wait for the rest of
-        a message that is none. gRPC would go on with it for ever.
+        """A connection may be of no use without ending: a router forgot it, a flipped bit made the peer wait for the rest
+        of a message that is none, or came into a header, which HTTP/2 sends once and refers to from then on. gRPC would go
+        on with it for a minute or for ever.
         """
         with self._wake:
             if not self._closing:

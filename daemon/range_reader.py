@@ -11,7 +11,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable
-from typing import Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 from ckptd.ckpt.errors import CorruptionError, PeerError
 from ckptd.ckpt.inventory import Parity
@@ -28,8 +28,8 @@ from ckptd.daemon.ranges import (
     Reply,
     Status,
     Verb,
-    echo_of,
     pack_request,
+    receive_numbers,
 )
 from ckptd.daemon.throttle import Throttle
 from ckptd.daemon.transfers import Transfers
@@ -289,7 +289,7 @@ class _Link:
     def __init__(self, holder: Endpoint, channel: Channel, in_flight: int, throttle: Throttle) -> None:
         self.channel = channel
         self._holder, self._in_flight, self._throttle = holder, in_flight, throttle
-        self._under_way: deque[tuple[Range, int]] = deque()
+        self._under_way: deque[tuple[Range, bytes]] = deque()
 
     def run(self, progress: _Progress) -> None:
         """Ask for everything that is missing and take it; then have the suspect pieces checked where they are held.
@@ -313,12 +313,12 @@ class _Link:
         while progress.missing and len(self._under_way) < self._in_flight:
             part = progress.missing[0]
             progress.waited += self._throttle.bytes(part.count * PIECE)
-            echo = self._ask(Verb.READ, part)
-            self._under_way.append((progress.missing.popleft(), echo))
+            request = self._ask(Verb.READ, part)
+            self._under_way.append((progress.missing.popleft(), request))
 
     def _take(self, progress: _Progress, started: float | None) -> None:
-        part, echo = self._under_way[0]
-        reply = self._reply(part, echo)
+        part, request = self._under_way[0]
+        reply = self._reply(part, request)
         if started is not None:
             progress.first_s = time.monotonic() - started
         if reply.count != part.count:
@@ -340,7 +340,7 @@ class _Link:
             reply = self._reply(part, self._ask(Verb.CHECK, part))
             if reply.count > part.count or reply.length:
                 raise PeerError(f"{self._holder} found {reply.count} damaged pieces among {part}")
-            damaged = set(struct.unpack(f"<{reply.count}I", receive(self.channel, 4 * reply.count)))
+            damaged = set(self._numbers("I", reply.count))
             pieces = set(range(part.first, part.first + part.count))
             if not damaged <= pieces:
                 raise PeerError(f"{self._holder} found other pieces damaged than it was asked for in {part}")
@@ -355,7 +355,7 @@ class _Link:
             if reply.count != part.count or reply.length:
                 raise PeerError(f"{self._holder} announced {reply.count} sums and {reply.length} bytes for {part}")
             with self._throttle.work():
-                listing.sums += struct.unpack(f"<{part.count}Q", receive(self.channel, 8 * part.count))
+                listing.sums += self._numbers("Q", part.count)
             listing.missing.popleft()
 
     def knock(self) -> None:
@@ -366,17 +366,25 @@ class _Link:
             return
         raise PeerError(f"{self._holder} says that it holds {_NOTHING}")
 
-    def _ask(self, verb: Verb, part: Range) -> int:
+    def _ask(self, verb: Verb, part: Range) -> bytes:
         request = pack_request(verb, part)
         self.channel.send(request)
-        return echo_of(request)
+        return request
 
-    def _reply(self, part: Range, echo: int) -> Reply:
-        reply = Reply.unpack(receive(self.channel, REPLY.size))
-        if reply.echo != echo:
-            raise PeerError(f"{self._holder} answered another request than the one for {part}")
+    def _reply(self, part: Range, request: bytes) -> Reply:
+        reply = Reply.unpack(receive(self.channel, REPLY.size), request)
+        if reply is None:
+            raise PeerError(
+                f"{self._holder} answered another request than the one for {part}, or a bit was flipped on the way"
+            )
         if reply.status == Status.NOT_HELD:
             raise NotHeld(f"{self._holder} does not hold {part}, or not any more")
         if reply.status != Status.OK:
             raise PeerError(f"{self._holder} answered {reply.status} to the request for {part}")
         return reply
+
+    def _numbers(self, kind: Literal["I", "Q"], count: int) -> tuple[int, ...]:
+        numbers = receive_numbers(self.channel, kind, count)
+        if numbers is None:
+            raise PeerError(f"{self._holder}: a bit of its answer was flipped on the way")
+        return numbers

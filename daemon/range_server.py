@@ -20,7 +20,7 @@ from ckptd.ckpt.errors import AccessError, CkptdError, PeerError
 from ckptd.ckpt.model import PIECE
 from ckptd.daemon.channel import Channel, PlainChannel, receive
 from ckptd.daemon.handshake import welcome
-from ckptd.daemon.ranges import REQUEST, Asked, Limits, Member, Reply, Status, Verb, echo_of
+from ckptd.daemon.ranges import REQUEST, Asked, Limits, Member, Reply, Status, Verb, pack_numbers
 from ckptd.daemon.segments import Stretch
 from ckptd.daemon.throttle import Throttle
 from ckptd.daemon.transfers import Transfers
@@ -122,24 +122,24 @@ class RangeServer:
 
     def _answer(self, talk: Channel, node: int) -> None:
         request = receive(talk, REQUEST.size)
-        asked, echo = Asked.unpack(request), echo_of(request)
+        asked = Asked.unpack(request)
         if not asked.is_known():
             raise _OutsideProtocol(f"asked for verb {asked.verb} of kind {asked.kind}, which does not exist")
         with self._throttle.work():
             stretch = asked.find(self._holder)
             if stretch is None:
-                talk.send(Reply(Status.NOT_HELD, 0, 0, echo).pack())
+                talk.send(Reply(Status.NOT_HELD, 0, 0).pack(request))
             elif asked.verb == Verb.CHECK:
-                self._check(talk, stretch, asked, echo)
+                self._check(talk, stretch, asked, request)
             elif asked.verb == Verb.SUMS:
-                self._list(talk, stretch, asked, echo)
+                self._list(talk, stretch, asked, request)
             else:
-                self._send(talk, stretch, asked, echo, node)
+                self._send(talk, stretch, asked, request, node)
 
-    def _send(self, talk: Channel, stretch: Stretch, asked: Asked, echo: int, node: int) -> None:
+    def _send(self, talk: Channel, stretch: Stretch, asked: Asked, request: bytes, node: int) -> None:
         sums = stretch.sums[asked.first : asked.first + asked.count]
         view = stretch.view[asked.first * PIECE : (asked.first + asked.count) * PIECE]
-        head = Reply(Status.OK, asked.count, len(view), echo).pack() + struct.pack(f"<{len(sums)}Q", *sums)
+        head = Reply(Status.OK, asked.count, len(view)).pack(request) + struct.pack(f"<{len(sums)}Q", *sums)
         started, waited, step = time.monotonic(), 0.0, self._throttle.grain * PIECE
         for start in range(0, len(view), step):
             part = view[start : start + step]
@@ -150,17 +150,17 @@ class RangeServer:
                 talk.send(part)
         self._transfers.sent(node, len(view), time.monotonic() - started - waited)
 
-    def _check(self, talk: Channel, stretch: Stretch, asked: Asked, echo: int) -> None:
+    def _check(self, talk: Channel, stretch: Stretch, asked: Asked, request: bytes) -> None:
         damaged = self._holder.check(stretch, asked.first, asked.count)
         if damaged is None:
-            talk.send(Reply(Status.NOT_HELD, 0, 0, echo).pack())
+            talk.send(Reply(Status.NOT_HELD, 0, 0).pack(request))
         else:
-            talk.send(Reply(Status.OK, len(damaged), 0, echo).pack() + struct.pack(f"<{len(damaged)}I", *damaged))
+            talk.send(Reply(Status.OK, len(damaged), 0).pack(request) + pack_numbers("I", damaged))
 
-    def _list(self, talk: Channel, stretch: Stretch, asked: Asked, echo: int) -> None:
+    def _list(self, talk: Channel, stretch: Stretch, asked: Asked, request: bytes) -> None:
         sums = stretch.sums[asked.first : asked.first + asked.count]
         self._throttle.bytes(8 * len(sums))
-        talk.send(Reply(Status.OK, len(sums), 0, echo).pack() + struct.pack(f"<{len(sums)}Q", *sums))
+        talk.send(Reply(Status.OK, len(sums), 0).pack(request) + pack_numbers("Q", sums))
 
 
 class _OutsideProtocol(PeerError):

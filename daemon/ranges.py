@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import Literal
 
 import xxhash
 
 from ckptd.ckpt.inventory import Parity
 from ckptd.ckpt.model import Image, Version
-from ckptd.daemon.channel import PLAIN, Wrapping
+from ckptd.daemon.channel import PLAIN, Channel, Wrapping, receive
 from ckptd.daemon.segments import Stretch
 from ckptd.daemon.transport import Holder, Range
 
@@ -69,6 +71,8 @@ class Status(IntEnum):
 
 REQUEST = struct.Struct("<BBQQIIIII16s")
 REPLY = struct.Struct("<BIIQ")
+_SAID = struct.Struct("<BII")
+_SUM = struct.Struct("<Q")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,15 +84,17 @@ class Reply:
     """Of READ: the pieces that follow; of CHECK: the damaged ones; of SUMS: the sums that follow (u64)."""
     length: int
     """Of READ: their bytes, which follow after `count` sums (u64). Else 0; of CHECK `count` piece numbers (u32) follow."""
-    echo: int
-    """`echo_of` the request that this answers."""
 
-    def pack(self) -> bytes:
-        return REPLY.pack(self.status, self.count, self.length, self.echo)
+    def pack(self, request: bytes) -> bytes:
+        """The frame that answers this request and no other."""
+        said = _SAID.pack(self.status, self.count, self.length)
+        return said + _SUM.pack(xxhash.xxh3_64_intdigest(request + said))
 
     @staticmethod
-    def unpack(frame: bytes) -> Reply:
-        return Reply(*REPLY.unpack(frame))
+    def unpack(frame: bytes, request: bytes) -> Reply | None:
+        """None when it answers another request, or either was changed on the way: then its numbers mean nothing."""
+        reply = Reply(*_SAID.unpack_from(frame))
+        return reply if reply.pack(request) == frame else None
 
 
 def pack_request(verb: Verb, wanted: Range) -> bytes:
@@ -137,6 +143,14 @@ class Asked:
         return stretch
 
 
-def echo_of(request: bytes) -> int:
-    """What a reply says to be the answer to this request and to no other: version, name and pieces."""
-    return xxhash.xxh3_64_intdigest(request)
+def pack_numbers(kind: Literal["I", "Q"], numbers: Sequence[int]) -> bytes:
+    """The numbers that follow a reply to CHECK (u32) or SUMS (u64), with a sum of them behind."""
+    listed = struct.pack(f"<{len(numbers)}{kind}", *numbers)
+    return listed + _SUM.pack(xxhash.xxh3_64_intdigest(listed))
+
+
+def receive_numbers(channel: Channel, kind: Literal["I", "Q"], count: int) -> tuple[int, ...] | None:
+    """What `pack_numbers` made, or None when it was changed on the way. Raises PeerError."""
+    listed = receive(channel, struct.calcsize(f"<{count}{kind}"))
+    (found,) = _SUM.unpack(receive(channel, _SUM.size))
+    return struct.unpack(f"<{count}{kind}", listed) if found == xxhash.xxh3_64_intdigest(listed) else None

@@ -241,8 +241,8 @@ def test_a_peer_that_lies_about_sums(training: Training, monkeypatch: pytest.Mon
     training.protect(training.capture(), 0)
     honest = RangeServer._list
 
-    def lie(self: RangeServer, talk: Channel, stretch: Stretch, asked: Asked, echo: int) -> None:
-        honest(self, talk, replace(stretch, sums=[1] * len(stretch.sums)), asked, echo)
+    def lie(self: RangeServer, talk: Channel, stretch: Stretch, asked: Asked, request: bytes) -> None:
+        honest(self, talk, replace(stretch, sums=[1] * len(stretch.sums)), asked, request)
 
     monkeypatch.setattr(RangeServer, "_list", lie)
     made = training.protect(training.capture(dict.fromkeys(range(5), (0, 1, 2, 6, 7, 8))), 0)
@@ -254,7 +254,7 @@ def test_peers_that_list_nothing(training: Training, monkeypatch: pytest.MonkeyP
     """Of a daemon that does not answer the question all counts as changed; it is asked once, not for each image."""
     training.protect(training.capture(), 0)
 
-    def hang_up(self: RangeServer, talk: Channel, stretch: Stretch, asked: Asked, echo: int) -> None:
+    def hang_up(self: RangeServer, talk: Channel, stretch: Stretch, asked: Asked, request: bytes) -> None:
         raise PeerError("no such verb")
 
     monkeypatch.setattr(RangeServer, "_list", hang_up)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 import logging
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -317,73 +314,3 @@ def test_nobody_else_is_this_node(
     """A letter in one's own name is somebody else's."""
     opened(configs[0]).admit(report(1), lambda: pytest.fail("it was believed"))
     assert "sends letters as node 0, which is this one" in caplog.text
-
-
-class Deafening:
-    """A relay whose first connection stops passing anything on after some letters, and is never closed."""
-
-    def __init__(self, to: str) -> None:
-        host, _, port = to.rpartition(":")
-        self._to = (host, int(port))
-        self._server = socket.create_server(("127.0.0.1", 0))
-        self.address = f"127.0.0.1:{self._server.getsockname()[1]}"
-        self.connections = 0
-        self.deaf = threading.Event()
-        self._open: list[socket.socket] = []
-        self._accepting = threading.Thread(target=self._accept)
-        self._accepting.start()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                here, _ = self._server.accept()
-            except OSError:
-                return
-            self.connections += 1
-            there = socket.create_connection(self._to)
-            self._open += [here, there]
-            goes_deaf = self.connections == 1
-            for source, sink in ((here, there), (there, here)):
-                threading.Thread(target=self._pump, args=(source, sink, goes_deaf), daemon=True).start()
-
-    def _pump(self, source: socket.socket, sink: socket.socket, goes_deaf: bool) -> None:
-        try:
-            while data := source.recv(1 << 16):
-                if not (goes_deaf and self.deaf.is_set()):
-                    sink.sendall(data)
-        except OSError:
-            return
-
-    def close(self) -> None:
-        self._server.shutdown(socket.SHUT_RDWR)
-        self._server.close()
-        self._accepting.join(10.0)
-        for connection in self._open:
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
-            connection.close()
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("server")
-def test_a_connection_that_has_gone_dumb_is_replaced(
-    configs: list[Config], post: Post, opened: Callable[[Config], Peers]
-) -> None:
-    """Nothing ends it, and nothing comes through: letters go over a new one within seconds. Found by a drill."""
-    relay = Deafening(configs[1].nodes[1])
-    try:
-        peers = opened(replace(configs[0], nodes=(configs[0].nodes[0], relay.address)))
-        peers.send(1, report(1))
-        until(lambda: post.letters, "the first letter")
-        relay.deaf.set()
-        sequence = itertools.count(2)
-
-        def arrives() -> bool:
-            time.sleep(0.1)
-            peers.send(1, report(next(sequence)))
-            return len(post.letters) > 1
-
-        until(arrives, "a letter over a new connection", 10.0)
-        assert relay.connections == 2
-    finally:
-        relay.close()

