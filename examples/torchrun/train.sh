@@ -6,8 +6,8 @@ node=$1
 shift
 
 IFS=, read -ra addresses <<<"$CKPTD_NODES"
-# Without a daemon the trainers would start one of their own, which knows nothing of the other nodes.
 [[ -S $CKPTD_RUN_DIR/ckptd.sock ]] || { echo "no daemon runs here: start serve.sh $node first" >&2; exit 1; }
+export CKPTD_NODE=$node    # should the daemon die, a trainer starts it again, as this node
 
 # Each round needs a store of its own, or restarts with gloo fail in torch 2.13.
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1

@@ -52,7 +52,7 @@ esac
 """,
     "squeue": 'echo "n[0-2]"',
     "ckptd": r"""
-echo "$@" >>"$FAKE/$1-$SLURM_NODEID"
+echo "$@, as node ${CKPTD_NODE-} with $(basename "$CKPTD_SECRET_FILE")" >>"$FAKE/$1-$SLURM_NODEID"
 case $1 in
     serve) exec sleep 60 ;;
     run) code=$(cat "$FAKE/code-$SLURM_NODEID"); [[ $code == waits ]] && exec sleep 60; exit "$code" ;;
@@ -134,16 +134,15 @@ def test_what_the_agents_say_decides(start: Start, codes: list[str], restarts: i
 
 
 def test_daemons_and_agents_are_told_who_they_are(start: Start) -> None:
-    """Each daemon its node, all the same addresses; one agent fewer trains than there are nodes; the script as it was."""
+    """Each daemon and agent its node; one agent fewer trains than there are nodes; the script as it was."""
     job = start(["0"] * NODES)
     assert job.end() == (0, False)
     shared = job.folder / "shared" / "77"
     for node in range(NODES):
-        served = (job.folder / f"serve-{node}").read_text()
-        assert served.startswith(f"serve --node {node} --parity 1 --secret-file {shared}/secret --clean-exit ")
-        ran = (job.folder / f"run-{node}").read_text()
+        served, ran = ((job.folder / f"{command}-{node}").read_text() for command in ("serve", "run"))
+        assert served == f"serve --node {node} --clean-exit, as node  with secret\n"
         assert ran.startswith(f"run --nnodes {NODES - 1} --nproc-per-node 8 ")
-        assert ran.endswith("train.py --name two words\n")
+        assert ran.endswith(f"train.py --name two words, as node {node} with secret\n")
     assert stat.S_IMODE((shared / "secret").stat().st_mode) == 0o600
     assert len((shared / "secret").read_text()) == 64
 
