@@ -1,6 +1,6 @@
 """A training by torchdata's loader in several lives: `python -m tests.integrations.data_job DIRECTORY KILL KILL ...`.
 
-Two ranks of DistributedDataParallel, two workers each, three epochs. Life 0 trains through without ckptd; each of the others
+Two ranks of DistributedDataParallel, two workers each, two epochs. Life 0 trains through without ckptd; each of the others
 restores, goes on, and is ended by SIGKILL after a step: after its snapshot is committed for a positive number, at once for a
 negative one. The last one trains to the end. The ranks are forked from here, so that torch is imported once. Each writes a
 line for every step to DIRECTORY/life-LIFE.rank-RANK.jsonl. The daemon is that of CKPTD_RUN_DIR.
@@ -25,7 +25,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from ckptd.integrations.checkpointer import Checkpointer
 
-WORLD, WORKERS, BATCH, SAMPLES, EPOCHS = 2, 2, 3, 42, 3
+WORLD, WORKERS, BATCH, SAMPLES, EPOCHS = 2, 2, 3, 42, 2
 STEPS_AN_EPOCH = SAMPLES // (WORLD * BATCH)
 STEPS = EPOCHS * STEPS_AN_EPOCH
 
