@@ -25,6 +25,7 @@ from ckptd.ckpt.policy import Failures, cadence_of
 from ckptd.ckpt.settings import read
 from ckptd.integrations import process
 from ckptd.integrations.journal import Journal, OnError, Stats, logger
+from ckptd.integrations.loaders import advise
 from ckptd.integrations.outline import Outline
 from ckptd.integrations.ranks import Ranks
 from ckptd.integrations.restore import Restore, Snapshot
@@ -86,6 +87,8 @@ class Checkpointer:
         self._job, self._mtbf_node_s = check_job_name(settings.job), settings.mtbf_node_s
         self._ranks = Ranks.detect()
         self._state = TrainingState(state, self._ranks.rank)
+        if self._ranks.rank == 0:
+            advise(state)
         sigterm = None if sigterm_grace_s is None else Sigterm(sigterm_grace_s)
         self._epoch: int | None = None
         self._attempts = 0

@@ -23,6 +23,7 @@ from ckptd.ckpt.image import Entry
 from ckptd.ckpt.model import Version
 from ckptd.ckpt.strict import json_object
 from ckptd.integrations.images import open_images
+from ckptd.integrations.loaders import mismatch
 from ckptd.integrations.ranks import Ranks
 from ckptd.integrations.shards import LIKE, PLAIN, Part, empty_as, first_holder, part_of, saved_layout
 from ckptd.integrations.sources import document_name, own_name
@@ -175,12 +176,14 @@ class Restore:
         self._differs += [f"{model.name}.{path}_extra_state (only in the snapshot)" for path in extras]
 
     def _stateful(self, name: str, objects: dict[str, Any]) -> None:
-        if name in objects:
-            self._actions.append(
-                partial(self._state.statefuls[name].load_state_dict, decode(objects.pop(name), self._private))
-            )
-        else:
+        if name not in objects:
             self._missing.append(name)
+            return
+        stateful, saved = self._state.statefuls[name], decode(objects.pop(name), self._private)
+        problem = mismatch(name, stateful, saved)
+        if problem:
+            self._differs.append(problem)
+        self._actions.append(partial(stateful.load_state_dict, saved))
 
     def _optimizer(self, name: str, saved: dict[str, Any] | None) -> None:
         if saved is None:

@@ -48,12 +48,17 @@ def host_store(listener: socket.socket) -> TCPStore:
     )
 
 
+def parser() -> argparse.ArgumentParser:
+    """The command line's."""
+    found = argparse.ArgumentParser(prog="python -m ckptd.integrations.store_host", description=__doc__)
+    found.formatter_class = argparse.RawDescriptionHelpFormatter
+    found.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: %(default)s)")
+    found.add_argument("--port", type=int, default=0, help="the port; 0 takes a free one (default: %(default)s)")
+    return found
+
+
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m ckptd.integrations.store_host", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=0, help="the port; 0 takes a free one (default: %(default)s)")
-    options = parser.parse_args(argv)
+    options = parser().parse_args(argv)
     try:
         listener = listen(options.host, options.port)
     except (OSError, OverflowError) as error:

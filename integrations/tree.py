@@ -62,6 +62,8 @@ class Encoder:
         if kind is int or kind is float or kind is complex:
             return _number(value)
         if kind is list:
+            if _are_plain_ints(value):  # a shuffle buffer, say: a call for each would be most of the cost
+                return value.copy()
             return [self.encode(item, f"{path}.{index}", depth + 1) for index, item in enumerate(value)]
         if kind in _SEQUENCES:
             return {_SEQUENCES[kind]: self.encode(list(value), path, depth + 1)}
@@ -111,6 +113,10 @@ def _number(value: Any) -> Any:
         return value if math.isfinite(value) else {"$float": struct.pack("<d", value).hex()}
     # Python refuses to convert huge integers to and from decimal, not to and from hexadecimal.
     return value if abs(value) < 2**63 else {"$int": hex(value)}
+
+
+def _are_plain_ints(values: list[Any]) -> bool:
+    return set(map(type, values)) == {int} and min(values) > -(2**63) and max(values) < 2**63
 
 
 def _from_array(array: Any, path: str) -> torch.Tensor:

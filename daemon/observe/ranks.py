@@ -75,7 +75,7 @@ class RankEye:
         seen = self._seen(remarks)
         status = None if seen.closed else self._ask(remarks)  # its handlers have ended with it
         self.digest = digests.digest(self._life, seen, status, self.process.state(), self.groups)
-        if self._life.unmoved >= UNMOVED:
+        if self._life.unmoved >= UNMOVED and not seen.closed:
             self._suspect()
         elif self._life.unmoved == 0:
             self._asked_stack, self._stack = False, ""
@@ -150,7 +150,10 @@ class RankEye:
         return self._status
 
     def _suspect(self) -> None:
-        """Have the stacks taken, once: a handler that waits for the interpreter's lock keeps a thread of the server busy."""
+        """Have the stacks taken, once: a handler that waits for the interpreter's lock keeps a thread of the server busy.
+
+        Never of a rank that ends: Python ends a thread that waits for the lock by then, and torch's aborts the process.
+        """
         if not self._asked_stack and self.digest.process is not Process.STOPPED:
             self._asked_stack = True
             self._background.submit(self._take_stack, self._life)
