@@ -6,7 +6,7 @@ Until then the directory has a name that no reader accepts.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ckptd.ckpt import disk, manifest
@@ -31,9 +31,9 @@ class Directory:
         disk.write_durably(directory / manifest.file_name(image.rank), data, done)
         disk.sync_dir(directory)
 
-    def size(self, version: Version, rank: int) -> int | None:
-        path = self._unpublished(version) / manifest.file_name(rank)
-        return path.stat().st_size if path.exists() else None
+    def sizes(self, version: Version, ranks: Iterable[int]) -> Mapping[int, int]:
+        paths = {rank: self._unpublished(version) / manifest.file_name(rank) for rank in ranks}
+        return {rank: path.stat().st_size for rank, path in paths.items() if path.exists()}
 
     def is_committed(self, version: Version) -> bool:
         return self._published(version).exists()

@@ -6,14 +6,14 @@ formats are in docs/formats.md; what each of them promises in docs/faults.md.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from ckptd.ckpt.errors import StorageError
 from ckptd.ckpt.model import Image, Version
 
 Done = Callable[[int], None]
-"""Told of so many bytes more that have been moved; from any thread."""
+"""Told of so many bytes more that have been moved, from any thread; of less than none when some must be moved again."""
 
 
 class Place(Protocol):
@@ -32,8 +32,8 @@ class Place(Protocol):
         `data` does not change meanwhile; `sums` are those of its pieces. Twice is harmless, also at the same time.
         """
 
-    def size(self, version: Version, rank: int) -> int | None:
-        """The bytes of a rank's image of an uncommitted version; None when there is none."""
+    def sizes(self, version: Version, ranks: Iterable[int]) -> Mapping[int, int]:
+        """The bytes of those of these ranks' images that an uncommitted version has, whole."""
 
     def is_committed(self, version: Version) -> bool:
         """Whether the version is among `manifests`."""

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ckptd.ckpt import manifest
-from ckptd.ckpt.directory import Directory
 from ckptd.ckpt.errors import CorruptionError, StorageError
 from ckptd.ckpt.manifest import Manifest
 from ckptd.ckpt.model import Image, Version
 from ckptd.ckpt.pieces import digest_of, sums_of
 from ckptd.ckpt.place import Done, Place
+from ckptd.ckpt.places import place_at
 from ckptd.ckpt.recovery import Stored
 
 
@@ -40,8 +40,9 @@ class Step:
 class Storage:
     """One job's part of a storage root that all nodes see."""
 
-    def __init__(self, root: Path, job: str) -> None:
-        self._place: Place = Directory(root, job)
+    def __init__(self, root: Path | str, job: str) -> None:
+        """`root`: a directory, or the URL of an object store. Raises UsageError when there is no such file system here."""
+        self._place: Place = place_at(root, job)
         self._job = job
 
     @property
@@ -63,13 +64,11 @@ class Storage:
     def publish(self, version: Version, images: Sequence[Image]) -> None:
         """Commit a version whose images are all written. Raises StorageError. Doing it twice is harmless."""
         if not self._place.is_committed(version):
+            sizes = self._place.sizes(version, [image.rank for image in images])
             for image in images:
-                found = self._place.size(version, image.rank)
-                if found != image.size:
-                    raise StorageError(
-                        f"{self._file(version, image.rank)} has {found} bytes, expected {image.size}; the step is not "
-                        "published"
-                    )
+                if (found := sizes.get(image.rank)) != image.size:
+                    path = self._file(version, image.rank)
+                    raise StorageError(f"{path} has {found} bytes, expected {image.size}; the step is not published")
         in_order = tuple(sorted(images, key=lambda image: image.rank))
         self._place.commit(version, manifest.encode(Manifest(self._job, version, in_order)))
         self._place.sweep(version)

@@ -81,8 +81,10 @@ def serve(
         ),
     ] = None,
     storage: Annotated[
-        Path | None,
-        typer.Option(help="Where steps are persisted; all nodes must see the same directory.", show_default=False),
+        str | None,
+        typer.Option(
+            help="Where steps are persisted: a directory that all nodes see, or s3://BUCKET/PREFIX.", show_default=False
+        ),
     ] = None,
     persist_every: Annotated[
         str | None,
