@@ -36,7 +36,7 @@ class Patience:
     enough_s: float = 30.0
     """After so long nothing is tried again: a rank that starts waits for what storage has."""
     call_s: float = 120.0
-    """One try. A part of 16 MiB at 0.14 MB/s; what takes longer is taken back and tried again."""
+    """One try. A part of 8 MiB at 0.07 MB/s; what takes longer is taken back and tried again."""
 
 
 class Missing(Exception):

@@ -25,7 +25,7 @@ from ckptd.ckpt.place import Done
 
 log = logging.getLogger(__name__)
 
-PART = 16 * 1024 * 1024
+PART = 8 * 1024 * 1024
 """A whole number of pieces; small enough that eight of them are no memory to speak of, large enough for the store."""
 PARALLEL = 8
 _READS = 3

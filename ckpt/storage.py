@@ -40,9 +40,9 @@ class Step:
 class Storage:
     """One job's part of a storage root that all nodes see."""
 
-    def __init__(self, root: Path | str, job: str) -> None:
-        """`root`: a directory, or the URL of an object store. Raises UsageError when there is no such file system here."""
-        self._place: Place = place_at(root, job)
+    def __init__(self, root: Path | str | Place, job: str) -> None:
+        """`root`: a directory, an object store's URL (UsageError if its file system is not here), or the place itself."""
+        self._place = place_at(root, job) if isinstance(root, Path | str) else root
         self._job = job
 
     @property

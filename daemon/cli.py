@@ -338,9 +338,9 @@ def _complain(message: str) -> None:
 
 
 def _log(verbose: bool) -> None:
-    level = logging.DEBUG if verbose else logging.INFO
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    logging.getLogger("ckptd").setLevel(level)
+    # What others log of an object store's requests is no help to anybody.
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    logging.getLogger("ckptd").setLevel(logging.DEBUG if verbose else logging.INFO)
 
 
 def _client(run_dir: Path | None, job: str | None) -> Client:

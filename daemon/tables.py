@@ -52,6 +52,7 @@ def status(content: dict[str, Any]) -> RenderableType:
         ("newest restorable", _version(content["captured"])),
         ("sealed", _version(content["sealed"])),
         ("persisted", _version(content["persisted"])),
+        *_on_its_way(content.get("work", {})),
         ("sealing lag", _lag(content["sealing"])),
         ("losses still tolerated", "-" if tolerated is None else str(tolerated)),
         (
@@ -78,6 +79,12 @@ def _watched(content: dict[str, Any]) -> list[tuple[bool, str]]:
         for item in content.get("suspicions", [])
     ]
     return wrong + [(False, f"not seen: {text}") for text in content.get("remarks", [])[:8]]
+
+
+def _on_its_way(work: dict[str, Any]) -> list[tuple[str, str]]:
+    """How far this node's part of a step has come to storage, while it is written."""
+    persist = work.get("persist")
+    return [("on its way to storage", f"{decimal(persist['done'])} of {decimal(persist['total'])}")] if persist else []
 
 
 def _storage(content: dict[str, Any]) -> list[str]:
