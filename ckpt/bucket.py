@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 EXTRAS = {"s3": "ckptd[s3]", "s3a": "ckptd[s3]"}
 """What brings the file system of a protocol."""
+STOPPING = "the daemon is stopping"
 T = TypeVar("T")
 
 
@@ -69,7 +70,7 @@ class Bucket:
         began, pause_s = time.monotonic(), self._patience.first_pause_s
         for tried in range(1, self._patience.tries + 1):
             if self._closing.is_set():
-                raise StorageError(f"cannot {what}: the daemon is stopping")
+                raise StorageError(f"cannot {what}: {STOPPING}")
             try:
                 return act()
             except (Missing, StorageError):
@@ -132,7 +133,7 @@ class Bucket:
                     sent += file.write(data[start : start + block])
                     done(min(block, len(data) - start))
                     if self._closing.is_set():
-                        raise StorageError(f"cannot write {key}: the daemon is stopping")
+                        raise StorageError(f"cannot write {key}: {STOPPING}")
                 file.close()
                 file.commit()
             except BaseException:

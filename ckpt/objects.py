@@ -11,12 +11,12 @@ import re
 import struct
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from functools import partial
 from typing import TypeVar
 
 from ckptd.ckpt import manifest
-from ckptd.ckpt.bucket import Bucket
+from ckptd.ckpt.bucket import STOPPING, Bucket
 from ckptd.ckpt.errors import CorruptionError, StorageError
 from ckptd.ckpt.model import PIECE, Image, Version
 from ckptd.ckpt.multipart import Multipart, is_offered
@@ -186,13 +186,21 @@ class Objects:
             for task in tasks:
                 if len(waiting) == PARALLEL:
                     yield waiting.popleft().result()
-                waiting.append(self._pool.submit(task))
+                waiting.append(self._begun(task))
             while waiting:
                 yield waiting.popleft().result()
+        except CancelledError as error:
+            raise StorageError(f"cannot go on with {self.where}: {STOPPING}") from error
         finally:
             for future in waiting:
                 future.cancel()
             wait(waiting)
+
+    def _begun(self, task: Callable[[], T]) -> Future[T]:
+        try:
+            return self._pool.submit(task)
+        except RuntimeError as error:  # it is shut down
+            raise StorageError(f"cannot go on with {self.where}: {STOPPING}") from error
 
 
 def sums_name(rank: int) -> str:

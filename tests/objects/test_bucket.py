@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -10,6 +11,7 @@ from tests.cluster import until
 
 from ckptd.ckpt.bucket import Bucket, Missing, Patience
 from ckptd.ckpt.errors import StorageError
+from ckptd.ckpt.objects import PARALLEL, Objects
 
 QUICK = Patience(tries=4, first_pause_s=0.001)
 
@@ -73,6 +75,28 @@ def test_a_closed_bucket_tries_nothing(bucket: Bucket) -> None:
     bucket.close()
     with pytest.raises(StorageError, match="the daemon is stopping"):
         bucket.put(bucket.key("a"), b"x")
+
+
+def test_a_place_that_is_closed_in_the_middle() -> None:
+    """What has not begun is given up, what runs is waited for, and what comes later is refused: each an error of ours."""
+    place, begun, go = Objects(Bucket("memory://b", QUICK), "job"), threading.Barrier(PARALLEL + 1), threading.Event()
+
+    def wait() -> bool:
+        begun.wait(10.0)
+        return go.wait(10.0)
+
+    def close() -> None:
+        begun.wait(10.0)
+        place.close()
+        go.set()
+
+    closer = threading.Thread(target=close)
+    closer.start()
+    with pytest.raises(StorageError, match="cannot go on with memory://b/job: the daemon is stopping"):
+        list(place._in_order([wait] * (PARALLEL + 1)))
+    closer.join(10.0)
+    with pytest.raises(StorageError, match="the daemon is stopping"):
+        list(place._in_order([wait]))
 
 
 def test_a_call_that_hangs_is_taken_back(bucket: Bucket) -> None:
