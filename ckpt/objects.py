@@ -11,7 +11,7 @@ import re
 import struct
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
+from concurrent.futures import CancelledError, Executor, Future, ThreadPoolExecutor, wait
 from functools import partial
 from typing import TypeVar
 
@@ -41,8 +41,9 @@ class Objects:
         """`part`: bytes, a multiple of a piece, at least S3's least of 5 MiB."""
         assert part % PIECE == 0
         self._bucket, self._job, self._part = bucket, job, part
-        self._pool = ThreadPoolExecutor(PARALLEL, "objects")
-        self._multipart = Multipart(bucket, self._in_order) if is_offered(bucket) else None
+        self._readers = ThreadPoolExecutor(PARALLEL, "objects to read")
+        self._senders = ThreadPoolExecutor(PARALLEL, "objects to send")  # a restart waits for no upload that is stuck
+        self._multipart = Multipart(bucket, partial(self._in_order, self._senders)) if is_offered(bucket) else None
 
     @property
     def where(self) -> str:
@@ -81,7 +82,7 @@ class Objects:
 
     def manifests(self) -> Mapping[Version, bytes | StorageError]:
         versions = self._versions()
-        contents = self._in_order(partial(self._manifest, version) for version in versions)
+        contents = self._in_order(self._readers, (partial(self._manifest, version) for version in versions))
         return {version: found for version, found in zip(versions, contents, strict=True) if found is not None}
 
     def _manifest(self, version: Version) -> bytes | StorageError | None:
@@ -96,11 +97,13 @@ class Objects:
             into[start : start + len(data)] = data
             done(len(data))
 
-        for _ in self._in_order(partial(take, read, start) for start, read in self._ranges(version, image)):
+        for _ in self._in_order(
+            self._readers, (partial(take, read, start) for start, read in self._ranges(version, image))
+        ):
             pass
 
     def chunks(self, version: Version, image: Image) -> Iterator[memoryview]:
-        return map(memoryview, self._in_order(read for _, read in self._ranges(version, image)))
+        return map(memoryview, self._in_order(self._readers, (read for _, read in self._ranges(version, image))))
 
     def _ranges(self, version: Version, image: Image) -> Iterator[tuple[int, Callable[[], bytes]]]:
         """What makes up an image of the expected size: where each range begins, and how to read it."""
@@ -151,7 +154,7 @@ class Objects:
 
     def _sweep(self, before: Version) -> None:
         older = [version for version in self._versions() if version < before]
-        committed = self._in_order(partial(self.is_committed, version) for version in older)
+        committed = self._in_order(self._readers, (partial(self.is_committed, version) for version in older))
         for version, stands in zip(older, committed, strict=True):
             if not stands:
                 self._clear(version)
@@ -164,7 +167,8 @@ class Objects:
 
     def close(self) -> None:
         self._bucket.close()
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._readers, self._senders):
+            pool.shutdown(wait=False, cancel_futures=True)
 
     # ---- helpers --------------------------------------------------------------------------------------
 
@@ -176,7 +180,7 @@ class Objects:
     def _key(self, version: Version, *name: str) -> str:
         return self._bucket.key(self._job, manifest.dir_name(version), *name)
 
-    def _in_order(self, tasks: Iterable[Callable[[], T]]) -> Iterator[T]:
+    def _in_order(self, pool: Executor, tasks: Iterable[Callable[[], T]]) -> Iterator[T]:
         """Do a few at a time, in other threads, and give what comes of them in their order. The first error ends it.
 
         When it ends nothing of it is running any more: whose bytes were being sent may change them.
@@ -186,7 +190,7 @@ class Objects:
             for task in tasks:
                 if len(waiting) == PARALLEL:
                     yield waiting.popleft().result()
-                waiting.append(self._begun(task))
+                waiting.append(self._begun(pool, task))
             while waiting:
                 yield waiting.popleft().result()
         except CancelledError as error:
@@ -196,9 +200,9 @@ class Objects:
                 future.cancel()
             wait(waiting)
 
-    def _begun(self, task: Callable[[], T]) -> Future[T]:
+    def _begun(self, pool: Executor, task: Callable[[], T]) -> Future[T]:
         try:
-            return self._pool.submit(task)
+            return pool.submit(task)
         except RuntimeError as error:  # it is shut down
             raise StorageError(f"cannot go on with {self.where}: {STOPPING}") from error
 

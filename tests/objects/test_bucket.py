@@ -93,10 +93,10 @@ def test_a_place_that_is_closed_in_the_middle() -> None:
     closer = threading.Thread(target=close)
     closer.start()
     with pytest.raises(StorageError, match="cannot go on with memory://b/job: the daemon is stopping"):
-        list(place._in_order([wait] * (PARALLEL + 1)))
+        list(place._in_order(place._senders, [wait] * (PARALLEL + 1)))
     closer.join(10.0)
     with pytest.raises(StorageError, match="the daemon is stopping"):
-        list(place._in_order([wait]))
+        list(place._in_order(place._readers, [wait]))
 
 
 def test_a_call_that_hangs_is_taken_back(bucket: Bucket) -> None:
