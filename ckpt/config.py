@@ -68,8 +68,10 @@ class Config:
     """Socket, event record and lock: mode 0700."""
     segment_dir: Path
     """Slots and parities, on a tmpfs: mode 0700."""
-    storage: Path | None = None
-    """Where persisted steps go; None keeps everything in memory."""
+    storage: Path | str | None = None
+    """Where persisted steps go: a directory, or the URL of an object store; None keeps everything in memory."""
+    stuck_after_s: float = 60.0
+    """Storage that has taken or given nothing for so many seconds, while it should, is reported; 0: never."""
     persist_every: int | str = 0
     """Persist the first sealed step at or after every multiple of this; a time such as '10min', or 'auto'; 0 never."""
     mtbf_node_s: float = MTBF_NODE_S
@@ -140,7 +142,7 @@ class Config:
                 "a restart may be reading the one before the newest; and 0 or more"
             )
         if self.persistence and self.storage is None:
-            raise UsageError("persist_every is set but storage is not; give a storage directory")
+            raise UsageError("persist_every is set but storage is not; give a directory, or an object store's URL")
         if len(self.nodes) > 1 and len(self.secret) < 16:
             raise UsageError(
                 "several nodes need a shared secret of at least 16 bytes; give the same --secret-file everywhere"
@@ -155,6 +157,8 @@ class Config:
     def _check_caps(self) -> None:
         if self.memory_bytes < 0:
             raise UsageError(f"memory_bytes {self.memory_bytes}: expected 0 or more")
+        if not 0.0 <= self.stuck_after_s <= 1e9:  # which nan is not either
+            raise UsageError(f"stuck_after_s {self.stuck_after_s}: expected a number of seconds; 0: never")
         if not 1.0 <= self.mtbf_node_s <= 1e12:  # which nan is not either
             raise UsageError(f"mtbf_node_s {self.mtbf_node_s}: expected the seconds between two failures of a node")
         if self.bandwidth_bytes_s and self.bandwidth_bytes_s < BANDWIDTH_MIN:

@@ -23,16 +23,17 @@ UNFINISHED = ".tmp"
 """How the names of files end that are being written, or were when their writer died."""
 
 
-def write_durably(path: Path, data: memoryview | bytes) -> None:
+def write_durably(path: Path, data: memoryview | bytes, progress: Callable[[int], None] | None = None) -> None:
     """Write `data` under a temporary name beside `path`, sync it, and rename it over `path`. Raises StorageError.
 
-    After it returns the content is on the disk; the name is once the directory is synced too (`sync_dir`).
+    After it returns the content is on the disk; the name is once the directory is synced too (`sync_dir`). `progress` is
+    told how many bytes more were written.
     """
     # Two may write the same file (a node that was taken for dead, and its stand-in): neither cuts the other's short.
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}{UNFINISHED}")
     try:
-        if not _write_direct(temporary, memoryview(data)):
-            _write_buffered(temporary, memoryview(data))
+        if not _write_direct(temporary, memoryview(data), progress):
+            _write_buffered(temporary, memoryview(data), progress)
         temporary.rename(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
@@ -41,7 +42,7 @@ def write_durably(path: Path, data: memoryview | bytes) -> None:
         ) from error
 
 
-def _write_direct(path: Path, data: memoryview) -> bool:
+def _write_direct(path: Path, data: memoryview, progress: Callable[[int], None] | None) -> bool:
     """Write with O_DIRECT; False where the file system or the buffer's alignment does not allow it."""
     if len(data) < _CHUNK or not hasattr(os, "O_DIRECT"):
         return False
@@ -53,11 +54,11 @@ def _write_direct(path: Path, data: memoryview) -> bool:
         raise
     try:
         body = len(data) // _BLOCK * _BLOCK
-        _write_all(descriptor, data[:body])
+        _write_all(descriptor, data[:body], progress)
         if body < len(data):
             last = mmap.mmap(-1, _BLOCK)  # the tail goes out as one padded block; the length is cut afterwards
             last[: len(data) - body] = data[body:]
-            _write_all(descriptor, memoryview(last))
+            _write_all(descriptor, memoryview(last), None)
             os.ftruncate(descriptor, len(data))
         os.fsync(descriptor)
     except OSError as error:
@@ -69,18 +70,21 @@ def _write_direct(path: Path, data: memoryview) -> bool:
     return True
 
 
-def _write_buffered(path: Path, data: memoryview) -> None:
+def _write_buffered(path: Path, data: memoryview, progress: Callable[[int], None] | None) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
-        _write_all(descriptor, data)
+        _write_all(descriptor, data, progress)
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
-def _write_all(descriptor: int, data: memoryview) -> None:
+def _write_all(descriptor: int, data: memoryview, progress: Callable[[int], None] | None) -> None:
     while data:
-        data = data[os.write(descriptor, data[:_CHUNK]) :]
+        written = os.write(descriptor, data[:_CHUNK])
+        data = data[written:]
+        if progress:
+            progress(written)
 
 
 def make_dir(path: Path) -> None:

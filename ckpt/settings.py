@@ -16,6 +16,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from ckptd.ckpt.config import Config, Timing, Tls
 from ckptd.ckpt.domain import Found, domain_from
 from ckptd.ckpt.errors import AccessError, UsageError
+from ckptd.ckpt.places import root_of
 from ckptd.ckpt.policy import MTBF_NODE_S, cadence_of
 
 POD_LABELS = Path("/etc/podinfo/labels")
@@ -37,8 +38,9 @@ class Settings(BaseSettings):
     domain_label: str = ""
     run_dir: Path | None = None
     segment_dir: Path | None = None
-    storage: Path | None = None
+    storage: str | None = None
     persist_every: int | str = 0
+    stuck_after_s: float = 60.0
     mtbf_node_s: float = MTBF_NODE_S
     keep_last: int = 0
     keep_every: int = 0
@@ -51,6 +53,12 @@ class Settings(BaseSettings):
     nice: int = 19
     bandwidth_bytes_s: int = 0
     cpu_share: float = 0.0
+
+    @field_validator("storage", mode="before")
+    @classmethod
+    def _path_or_url(cls, value: object) -> object:
+        """A directory may be given as a path, too."""
+        return os.fspath(value) if isinstance(value, os.PathLike) else value
 
     @field_validator("persist_every")
     @classmethod
@@ -98,8 +106,9 @@ class Settings(BaseSettings):
             domain=self.found_domain().domain,
             run_dir=run_dir,
             segment_dir=segments.absolute(),
-            storage=self.storage.absolute() if self.storage else None,
+            storage=root_of(self.storage) if self.storage else None,
             persist_every=self.persist_every,
+            stuck_after_s=self.stuck_after_s,
             mtbf_node_s=self.mtbf_node_s,
             keep_last=self.keep_last,
             keep_every=self.keep_every,

@@ -1,20 +1,21 @@
-"""The storage tier as a directory tree: images of a version written side by side, then one manifest that commits them.
+"""The storage tier: what is written is checked before, what is read is checked after, and a manifest commits a step.
 
-Until the manifest stands the directory has a name that no reader accepts; publishing is one rename.
+Where the bytes are is a `Place`; `place_at` picks one by the storage root.
 """
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ckptd.ckpt import disk, manifest
+from ckptd.ckpt import manifest
 from ckptd.ckpt.errors import CorruptionError, StorageError
 from ckptd.ckpt.manifest import Manifest
 from ckptd.ckpt.model import Image, Version
 from ckptd.ckpt.pieces import digest_of, sums_of
+from ckptd.ckpt.place import Done, Place
+from ckptd.ckpt.places import place_at
 from ckptd.ckpt.recovery import Stored
 
 
@@ -23,117 +24,102 @@ class Step:
     """A persisted step that may be offered."""
 
     manifest: Manifest
-    path: Path
+    where: str
+    """Its directory, or the URL of its prefix."""
 
     @property
     def stored(self) -> Stored:
         return Stored(self.manifest.version, self.manifest.world)
 
+    @property
+    def path(self) -> Path:
+        """The directory of a step in a directory tree."""
+        return Path(self.where)
+
 
 class Storage:
     """One job's part of a storage root that all nodes see."""
 
-    def __init__(self, root: Path, job: str) -> None:
-        self.directory = root / job
+    def __init__(self, root: Path | str | Place, job: str) -> None:
+        """`root`: a directory, an object store's URL (UsageError if its file system is not here), or the place itself."""
+        self._place = place_at(root, job) if isinstance(root, Path | str) else root
         self._job = job
 
-    def write(self, version: Version, image: Image, data: memoryview) -> None:
+    @property
+    def where(self) -> str:
+        """The job's directory, or the URL of its prefix."""
+        return self._place.where
+
+    def write(self, version: Version, image: Image, data: memoryview, done: Done = lambda _: None) -> None:
         """Write one rank's image for a version that is not published yet. Raises StorageError, CorruptionError.
 
-        The bytes are checked against the image's digest first: what fails is never written.
+        The bytes are checked against the image's digest first: what fails is never written. `done` is told how many bytes
+        more are written, from any thread.
         """
-        if digest_of(sums_of(data), len(data)) != image.digest:
+        sums = sums_of(data)
+        if digest_of(sums, len(data)) != image.digest:
             raise CorruptionError(f"rank {image.rank} of {version}: the slot's bytes no longer match their checksum")
-        directory = self._unpublished(version)
-        disk.make_dir(directory)
-        disk.write_durably(directory / manifest.file_name(image.rank), data)
-        disk.sync_dir(directory)
+        self._place.put(version, image, data, sums, done)
 
     def publish(self, version: Version, images: Sequence[Image]) -> None:
         """Commit a version whose images are all written. Raises StorageError. Doing it twice is harmless."""
-        final = self.directory / manifest.dir_name(version)
-        if not final.exists():
-            self._write_manifest(version, images)
-            try:
-                self._unpublished(version).rename(final)
-            except OSError as error:
-                raise StorageError(f"cannot publish {final}: {error.strerror}") from error
-        # Also of what stood there: whoever renamed it, or made the job's directory, may have died before the sync.
-        disk.sync_dir(self.directory)
-        disk.sync_dir(self.directory.parent)
-        self._sweep(version)
-
-    def _write_manifest(self, version: Version, images: Sequence[Image]) -> None:
-        directory = self._unpublished(version)
-        for image in images:
-            path = directory / manifest.file_name(image.rank)
-            found = path.stat().st_size if path.exists() else None
-            if found != image.size:
-                raise StorageError(f"{path} has {found} bytes, expected {image.size}; the step is not published")
-        content = manifest.encode(Manifest(self._job, version, tuple(sorted(images, key=lambda image: image.rank))))
-        disk.write_durably(directory / manifest.MANIFEST, content)
-        for unfinished in directory.glob(f"*{disk.UNFINISHED}"):  # of a writer that died, or one that we did not need
-            unfinished.unlink(missing_ok=True)
-        disk.sync_dir(directory)
+        if not self._place.is_committed(version):
+            sizes = self._place.sizes(version, [image.rank for image in images])
+            for image in images:
+                if (found := sizes.get(image.rank)) != image.size:
+                    path = self._file(version, image.rank)
+                    raise StorageError(f"{path} has {found} bytes, expected {image.size}; the step is not published")
+        in_order = tuple(sorted(images, key=lambda image: image.rank))
+        self._place.commit(version, manifest.encode(Manifest(self._job, version, in_order)))
+        self._place.sweep(version)
 
     def remove(self, version: Version) -> None:
-        """Take a published version away: first its name, in one step, then its files. Raises StorageError."""
-        path, removing = self.directory / manifest.dir_name(version), self._removing(version)
-        try:
-            path.rename(removing)
-        except FileNotFoundError:
-            return  # somebody else did
-        except OSError as error:
-            raise StorageError(f"cannot remove {path}: {error.strerror}") from error
-        disk.sync_dir(self.directory)
-        shutil.rmtree(removing, ignore_errors=True)
+        """Take a published version away: first out of sight, in one step, then its files. Raises StorageError."""
+        self._place.remove(version)
 
     def steps(self) -> tuple[list[Step], list[str]]:
-        """The published steps, newest first, and what was found wrong with directories that look like ones."""
+        """The published steps, newest first, and what was found wrong with the others, or with the storage itself."""
         steps, problems = [], []
         try:
-            found = sorted(path for path in self.directory.iterdir() if manifest.version_of(path.name) is not None)
-        except FileNotFoundError:
-            return [], []  # nothing was ever persisted
-        except OSError as error:
-            return [], [f"cannot read {self.directory}: {error.strerror}"]
-        for path in found:
+            found = self._place.manifests()
+        except StorageError as error:
+            return [], [str(error)]
+        for version in sorted(found, reverse=True):
             try:
-                steps.append(self._step(path))
+                steps.append(self._step(version, found[version]))
             except (StorageError, CorruptionError) as error:
                 problems.append(str(error))
-        return sorted(steps, key=lambda step: step.manifest.version, reverse=True), problems
+        return steps, problems
 
-    def read(self, step: Step, rank: int, into: memoryview, progress: Callable[[int], None] | None = None) -> None:
-        """Read one rank's image, verified. Raises StorageError, CorruptionError."""
+    def read(self, step: Step, rank: int, into: memoryview, done: Done = lambda _: None) -> None:
+        """Read one rank's image, verified. `done` as in `write`. Raises StorageError, CorruptionError."""
         image = step.manifest.images[rank]
-        path = step.path / manifest.file_name(rank)
-        disk.read_into(path, into, progress)
-        if digest_of(sums_of(into), len(into)) != image.digest:
-            raise CorruptionError(f"{path} does not match its manifest; this step can't be restored from storage")
+        self._place.read_into(step.manifest.version, image, into, done)
+        self._hold(step, image, sums_of(into))
 
     def check(self, step: Step, rank: int) -> None:
         """Read one rank's image and forget it, a few pieces at a time. Raises StorageError, CorruptionError."""
-        image, path = step.manifest.images[rank], step.path / manifest.file_name(rank)
-        sums = [sum_ for chunk in disk.chunks(path, image.size) for sum_ in sums_of(chunk)]
+        image = step.manifest.images[rank]
+        chunks = self._place.chunks(step.manifest.version, image)
+        self._hold(step, image, [sum_ for chunk in chunks for sum_ in sums_of(chunk)])
+
+    def close(self) -> None:
+        """End what other threads do here soon, with a StorageError where the place can."""
+        self._place.close()
+
+    def _hold(self, step: Step, image: Image, sums: list[int]) -> None:
         if digest_of(sums, image.size) != image.digest:
+            path = self._file(step.manifest.version, image.rank)
             raise CorruptionError(f"{path} does not match its manifest; this step can't be restored from storage")
 
-    def _step(self, path: Path) -> Step:
-        found = manifest.decode(disk.read_small(path / manifest.MANIFEST, manifest.MANIFEST_MAX), path.name)
+    def _step(self, version: Version, content: bytes | StorageError) -> Step:
+        if isinstance(content, StorageError):
+            raise content
+        name = manifest.dir_name(version)
+        found = manifest.decode(content, name)
         if found.job != self._job:
-            raise CorruptionError(f"{path.name} belongs to job {found.job!r}")
-        return Step(found, path)
+            raise CorruptionError(f"{name} belongs to job {found.job!r}")
+        return Step(found, f"{self._place.where}/{name}")
 
-    def _unpublished(self, version: Version) -> Path:
-        return self.directory / f".writing-{manifest.dir_name(version)}"
-
-    def _removing(self, version: Version) -> Path:
-        return self.directory / f".removing-{manifest.dir_name(version)}"
-
-    def _sweep(self, version: Version) -> None:
-        """Remove what earlier versions left unfinished: their nodes were lost before the last image was written."""
-        for path in [*self.directory.glob(".writing-step-*"), *self.directory.glob(".removing-step-*")]:
-            found = manifest.version_of(path.name.removeprefix(".writing-").removeprefix(".removing-"))
-            if found is not None and found < version:
-                shutil.rmtree(path, ignore_errors=True)
+    def _file(self, version: Version, rank: int) -> str:
+        return f"{self._place.where}/{manifest.dir_name(version)}/{manifest.file_name(rank)}"

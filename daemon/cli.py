@@ -81,8 +81,10 @@ def serve(
         ),
     ] = None,
     storage: Annotated[
-        Path | None,
-        typer.Option(help="Where steps are persisted; all nodes must see the same directory.", show_default=False),
+        str | None,
+        typer.Option(
+            help="Where steps are persisted: a directory that all nodes see, or s3://BUCKET/PREFIX.", show_default=False
+        ),
     ] = None,
     persist_every: Annotated[
         str | None,
@@ -336,9 +338,9 @@ def _complain(message: str) -> None:
 
 
 def _log(verbose: bool) -> None:
-    level = logging.DEBUG if verbose else logging.INFO
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    logging.getLogger("ckptd").setLevel(level)
+    # What others log of an object store's requests is no help to anybody.
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    logging.getLogger("ckptd").setLevel(logging.DEBUG if verbose else logging.INFO)
 
 
 def _client(run_dir: Path | None, job: str | None) -> Client:

@@ -85,6 +85,8 @@ def storage(config: Config) -> Sequence[Row]:
     """Where steps are persisted."""
     if config.storage is None:
         return [Row("storage", "warn", "none", "set --storage for steps that must survive the loss of every node")]
+    if isinstance(config.storage, str):
+        return [judge_bucket(config.storage, probes.keeping(config.storage))]
     place = probes.place(config.storage)
     return judge_storage(place, probes.writing(config.storage) if place.exists else None)
 
@@ -172,6 +174,13 @@ def judge_storage(found: Place, written: Writing | None) -> list[Row]:
             )
         ]
     return [Row("storage", "ok", f"{what}; O_DIRECT")]
+
+
+def judge_bucket(url: str, problem: str) -> Row:
+    """Whether an object store takes, gives back and removes an object; `problem` is what it says instead."""
+    if problem:
+        return Row("storage", "fail", problem, "check the URL, the credentials and what they may do")
+    return Row("storage", "ok", f"{url}: an object was written, read and removed")
 
 
 def judge_run_dir(found: Place, user: int) -> list[Row]:

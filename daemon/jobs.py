@@ -21,6 +21,9 @@ from ckptd.daemon.parities import Spent
 from ckptd.daemon.progress import Add, Progress
 from ckptd.daemon.segments import Segments, Stretch
 
+PERSIST, PUBLISH = "persist", "publish"
+"""The work that waits for storage to take something, by the names of its progress."""
+
 
 class Jobs:
     """What the driver's job threads run."""
@@ -28,6 +31,8 @@ class Jobs:
     def __init__(self, config: Config, segments: Segments, fetcher: Fetcher, storage: Storage | None) -> None:
         self._config, self._segments, self._fetcher, self._storage = config, segments, fetcher, storage
         self.progress = Progress()
+        self.storage_problem = ""
+        """Why the last write or manifest did not get to storage; empty once one does."""
 
     def record(self, effect: ev.Record) -> ev.Recorded:
         try:
@@ -95,18 +100,21 @@ class Jobs:
     def write(self, effect: ev.Write) -> ev.Written:
         assert self._storage is not None, "persisting without a storage root"
         try:
-            for image, _ in effect.slots:
-                stretch = self._segments.image(effect.version, image.rank, image.digest)
-                if stretch is None:
-                    raise StorageError(f"rank {image.rank} of {effect.version} is no longer held")
-                self._write_one(self._storage, effect.version, image, stretch)
+            with self.progress.of(PERSIST, sum(image.size for image, _ in effect.slots)) as add:
+                for image, _ in effect.slots:
+                    stretch = self._segments.image(effect.version, image.rank, image.digest)
+                    if stretch is None:
+                        raise StorageError(f"rank {image.rank} of {effect.version} is no longer held")
+                    self._write_one(self._storage, effect.version, image, stretch, add)
         except (CkptdError, OSError) as error:
+            self.storage_problem = str(error)
             return ev.Written(effect.version, (), str(error))
+        self.storage_problem = ""
         return ev.Written(effect.version, tuple(image for image, _ in effect.slots))
 
-    def _write_one(self, storage: Storage, version: Version, image: Image, stretch: Stretch) -> None:
+    def _write_one(self, storage: Storage, version: Version, image: Image, stretch: Stretch, add: Add) -> None:
         try:
-            storage.write(version, image, stretch.view)
+            storage.write(version, image, stretch.view, add)
         except CorruptionError:
             self._segments.check(stretch)
             raise
@@ -115,9 +123,12 @@ class Jobs:
         assert self._storage is not None, "persisting without a storage root"
         images = [image for payload in effect.table.payloads for image in payload.images]
         try:
-            self._storage.publish(effect.table.version, images)
+            with self.progress.of(PUBLISH, 1):
+                self._storage.publish(effect.table.version, images)
         except (CkptdError, OSError) as error:
+            self.storage_problem = str(error)
             return ev.Published(effect.table.version, str(error))
+        self.storage_problem = ""
         stored = tuple(step.manifest.version for step in self.stored())
         return ev.Published(effect.table.version, stored=stored)
 
@@ -131,7 +142,11 @@ class Jobs:
 
     def stored(self) -> list[Step]:
         """The published steps on storage, newest first."""
-        return self._storage.steps()[0] if self._storage else []
+        return self.looked()[0]
+
+    def looked(self) -> tuple[list[Step], list[str]]:
+        """The published steps on storage, newest first, and what is wrong with others or with the storage."""
+        return self._storage.steps() if self._storage else ([], [])
 
     # ---- bringing a version to this node ------------------------------------------------------------
 
@@ -198,7 +213,7 @@ class Jobs:
     def verify(self) -> list[dict[str, object]]:
         """Check the sums of every slot and parity on this node and of every file on storage."""
         slots, parities = self._segments.slot_entries(), self._segments.parity_entries()
-        steps, problems = self._storage.steps() if self._storage else ([], [])
+        steps, problems = self.looked()
         total = sum(len(stretch.view) for _, stretch in slots) + sum(len(stretch.view) for _, stretch in parities)
         total += sum(image.size for step in steps for image in step.manifest.images)
         rows: list[dict[str, object]] = []

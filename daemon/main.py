@@ -43,6 +43,7 @@ from ckptd.daemon.scrub import Scrubber
 from ckptd.daemon.sealed import SEALED
 from ckptd.daemon.segments import Segments
 from ckptd.daemon.server import LocalServer
+from ckptd.daemon.storage_watch import StorageWatch
 from ckptd.daemon.throttle import Throttle
 from ckptd.daemon.transfers import Transfers
 from ckptd.daemon.transport import Holder
@@ -104,7 +105,11 @@ def _assemble(config: Config, segments: Segments, record: EventRecord, parts: co
     fetcher = Fetcher(config, segments, reader, throttle)
     parts.callback(fetcher.close)
     storage = Storage(config.storage, config.job) if config.storage else None
+    if storage:
+        parts.callback(storage.close)
     jobs = Jobs(config, segments, fetcher, storage)
+    storage_watch = StorageWatch(jobs, record, storage.where if storage else "", config.stuck_after_s)
+    parts.callback(storage_watch.close)
     if config.scrub_every_s:
         parts.callback(Scrubber(segments, throttle, config.scrub_every_s).close)
     peers = Peers(config)
@@ -130,7 +135,7 @@ def _assemble(config: Config, segments: Segments, record: EventRecord, parts: co
             return None
 
         parts.callback(PeerServer(config, node.boot, received).close)
-    local = LocalServer(config, driver, jobs, segments, record, transfers, watcher)
+    local = LocalServer(config, driver, jobs, segments, record, transfers, watcher, storage_watch)
     parts.callback(local.close)
     local.start()
     watcher.start()

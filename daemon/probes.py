@@ -161,6 +161,21 @@ def _write(path: Path, flag: int) -> None:
         os.close(descriptor)
 
 
+def keeping(url: str) -> str:
+    """Write a small object below an object store's URL, read it and remove it; what goes wrong, or ''."""
+    from ckptd.ckpt.bucket import Bucket  # only where a URL asks for it
+
+    try:
+        with contextlib.closing(Bucket(url)) as bucket:
+            key, content = bucket.key(f".doctor-{secrets.token_hex(4)}"), secrets.token_bytes(_BLOCK)
+            bucket.put(key, content)
+            found = bucket.small(key, _BLOCK)
+            bucket.delete([key])
+    except CkptdError as error:
+        return str(error)
+    return "" if found == content else f"{key} is not what was written"
+
+
 def answer(config: Config) -> Answer:
     """Ask the daemon of the run directory how it is."""
     try:

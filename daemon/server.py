@@ -20,7 +20,15 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from ckptd.ckpt.client import WAIT_MAX_S, Attachment, Decision, Found, pid_namespace
 from ckptd.ckpt.config import Config
-from ckptd.ckpt.errors import AccessError, CkptdError, CorruptionError, DaemonUnavailable, Unrecoverable, UsageError
+from ckptd.ckpt.errors import (
+    AccessError,
+    CkptdError,
+    CorruptionError,
+    DaemonUnavailable,
+    StorageError,
+    Unrecoverable,
+    UsageError,
+)
 from ckptd.ckpt.inventory import Ledger
 from ckptd.ckpt.model import Version, check_job_name
 from ckptd.ckpt.recovery import is_settled
@@ -41,6 +49,7 @@ from ckptd.daemon.node import Node
 from ckptd.daemon.observe.watcher import Watcher
 from ckptd.daemon.record import EventRecord
 from ckptd.daemon.segments import Segments
+from ckptd.daemon.storage_watch import StorageWatch
 from ckptd.daemon.transfers import Transfers
 
 log = logging.getLogger(__name__)
@@ -56,10 +65,10 @@ class LocalServer:
 
     def __init__(
         self, config: Config, driver: Driver, jobs: Jobs, segments: Segments, record: EventRecord, transfers: Transfers,
-        watcher: Watcher,
+        watcher: Watcher, storage: StorageWatch,
     ) -> None:  # fmt: skip
         self._config, self._driver, self._jobs, self._segments, self._record = config, driver, jobs, segments, record
-        self._transfers, self._watcher = transfers, watcher
+        self._transfers, self._watcher, self._storage = transfers, watcher, storage
         self._admission = Admission(config)
         self._gatherings = Gatherings(self._bring, segments.restored.release)
         self.socket = config.run_dir / "ckptd.sock"
@@ -110,10 +119,16 @@ class LocalServer:
     def decide(self, request: pb.DecideRequest) -> pb.DecideReply:
         self._check_job(request.job)
         pid = number("process id", request.pid, PID_MAX)
-        stored = tuple(step.stored for step in self._jobs.stored())
+        steps, problems = self._jobs.looked()
+        stored = tuple(step.stored for step in steps)
         answer: Decision = self._driver.ask(
             lambda ticket: ev.DecideAsked(ticket, request.world, request.fresh, stored, pid, time.time()), _ANSWER_S
         )
+        if answer.version is None and problems and not request.fresh:
+            raise StorageError(
+                f"no step is in memory, and what is on storage can't be read: {problems[0]}; make it readable and start "
+                "again, or name another job to begin anew"
+            )
         self._watcher.decided(answer.epoch, answer.version.step if answer.version else 0, answer.source)
         return pb.DecideReply(
             epoch=answer.epoch,
@@ -255,6 +270,7 @@ class LocalServer:
             "work": self._jobs.progress.now(),
             "transfers": self._transfers.to_json(),
             "watch": self._watcher.status(),
+            "storage": self._storage.status(),
         }
         return _document(status | more)
 

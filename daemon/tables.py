@@ -52,6 +52,7 @@ def status(content: dict[str, Any]) -> RenderableType:
         ("newest restorable", _version(content["captured"])),
         ("sealed", _version(content["sealed"])),
         ("persisted", _version(content["persisted"])),
+        *_on_its_way(content.get("work", {})),
         ("sealing lag", _lag(content["sealing"])),
         ("losses still tolerated", "-" if tolerated is None else str(tolerated)),
         (
@@ -64,6 +65,7 @@ def status(content: dict[str, Any]) -> RenderableType:
     )
     problem = [Text(content["reason"], style="red")] if content["reason"] else []
     seen = [Text(text, style="red" if bad else "dim") for bad, text in _watched(content.get("watch", {}))]
+    seen += [Text(text, style="red") for text in _storage(content.get("storage", {}))]
     moved = [_transfers(content["transfers"])] if content.get("transfers") else []
     groups = content["groups"]
     lines = [Text(line, style="" if groups["rule_kept"] else "red") for line in groups["lines"]]
@@ -77,6 +79,21 @@ def _watched(content: dict[str, Any]) -> list[tuple[bool, str]]:
         for item in content.get("suspicions", [])
     ]
     return wrong + [(False, f"not seen: {text}") for text in content.get("remarks", [])[:8]]
+
+
+def _on_its_way(work: dict[str, Any]) -> list[tuple[str, str]]:
+    """How far this node's part of a step has come to storage, while it is written."""
+    persist = work.get("persist")
+    return [("on its way to storage", f"{decimal(persist['done'])} of {decimal(persist['total'])}")] if persist else []
+
+
+def _storage(content: dict[str, Any]) -> list[str]:
+    """What is wrong with storage."""
+    if content.get("stuck_s"):
+        return [
+            f"storage {content['where']} has taken nothing for {content['stuck_s']:.0f} s; check it and the way to it"
+        ]
+    return [f"not persisted: {content['problem']}"] if content.get("problem") else []
 
 
 def _launch(launch: dict[str, Any] | None) -> list[tuple[str, str]]:

@@ -139,7 +139,7 @@ def recoverable(node: Node, stored: Sequence[Step]) -> dict[str, Any]:
             "reason": reason,
         }
         if version in on_storage:
-            row["path"] = str(on_storage[version].path)
+            row["path"] = on_storage[version].where
         rows.append(row)
     chosen: Plan | None = plan(ledger, [step.stored for step in stored]) if ledger else None
     return {

@@ -42,10 +42,6 @@ from tests.payload import JOB, bytes_of
 
 T = TypeVar("T")
 SHM = Path("/dev/shm")
-_ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("CKPTD_")} | {
-    "CKPTD_NICE": "0"
-}
-"""Not nice: these daemons are what is tested, and the machine may be busy with other things."""
 _counter = itertools.count(1)
 
 
@@ -71,9 +67,14 @@ class Cluster:
 
     def __init__(
         self, nodes: int, *, parity: int, placement: Sequence[int] | None = None, persist_every: int = 0, slots: int = 3,
-        encrypted: bool = False, settings: Mapping[str, str] | None = None,
+        encrypted: bool = False, settings: Mapping[str, str] | None = None, storage: str = "",
     ) -> None:  # fmt: skip
-        self._environment = _ENVIRONMENT | {f"CKPTD_{name}": value for name, value in (settings or {}).items()}
+        """`storage`: the URL of an object store, instead of a directory of this cluster's."""
+        # Not nice: these daemons are what is tested, and the machine may be busy with other things.
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("CKPTD_")}
+        self._environment = (
+            inherited | {"CKPTD_NICE": "0"} | {f"CKPTD_{name}": value for name, value in (settings or {}).items()}
+        )
         self.parity, self._persist_every, self._slots = parity, persist_every, slots
         self.placement = list(range(nodes)) if placement is None else list(placement)
         self.processes: dict[int, subprocess.Popen[bytes]] = {}
@@ -88,6 +89,7 @@ class Cluster:
         self._secret.write_text(secrets.token_hex(32))
         self._secret.chmod(0o600)
         self.storage = self._folder / "storage"
+        self._root = storage or str(self.storage)
         network = next(_counter)
         self.addresses = [
             free_address(f"127.{77 + network // 200}.{network % 200}.{node + 1}") for node in range(nodes)
@@ -130,7 +132,7 @@ class Cluster:
         command = [sys.executable, *self.launcher, "serve", "--job", JOB, "--node", str(node), "-v"]
         command += ["--nodes", ",".join(self.addresses), "--parity", str(self.parity), "--slots", str(self._slots)]
         command += ["--run-dir", str(self.run_dir(node)), "--segment-dir", str(self.segments(node))]
-        command += ["--storage", str(self.storage), "--persist-every", str(self._persist_every)]
+        command += ["--storage", self._root, "--persist-every", str(self._persist_every)]
         command += ["--secret-file", str(self._secret)]
         command += ["--tls-dir", str(self._tls_dir)] if self._tls_dir else []
         own = {f"CKPTD_{name}": value for name, value in settings.items()}

@@ -45,6 +45,7 @@ def test_good_ones_are_returned() -> None:
         (SINGLE, {"persist_every": -1}, "persist_every"),
         (SINGLE, {"memory_bytes": -1}, "memory_bytes"),
         (SINGLE, {"persist_every": 1}, "storage is not"),
+        (SINGLE, {"stuck_after_s": float("nan")}, "stuck_after_s nan: expected a number of seconds; 0: never"),
         (SINGLE, {"nice": 20}, "nice 20: expected 0 to 19"),
         (SINGLE, {"nice": -1}, "nice -1"),
         (SINGLE, {"bandwidth_bytes_s": -1}, "bandwidth_bytes_s -1: expected 0"),

@@ -127,7 +127,7 @@ def test_wrong_settings_are_said_at_once(
 
 def test_persisting_without_storage(places: Places) -> None:
     """An argument that needs another one is a usage error too."""
-    with pytest.raises(UsageError, match="give a storage directory"):
+    with pytest.raises(UsageError, match="give a directory, or an object store"):
         connect(persist_every=5)
     assert places.daemon() == 0
 

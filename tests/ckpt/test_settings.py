@@ -47,7 +47,7 @@ def test_every_field_reaches_the_configuration(monkeypatch: pytest.MonkeyPatch, 
         "SEGMENT_DIR": "s", "STORAGE": "p", "PERSIST_EVERY": "5", "MTBF_NODE_S": "5e6", "SLOTS": "2", "MEMORY_BYTES": "1000",
         "SECRET_FILE": "secret", "NICE": "3", "KEEP_LAST": "4", "KEEP_EVERY": "100", "DOMAIN": "rack-7",
         "DOMAIN_LABEL": "rack", "SCRUB_EVERY_S": "60", "LEAVE_AFTER_S": "30",
-        "BANDWIDTH_BYTES_S": "5000000", "CPU_SHARE": "0.5",
+        "BANDWIDTH_BYTES_S": "5000000", "CPU_SHARE": "0.5", "STUCK_AFTER_S": "90",
         "TLS_DIR": "certs",
     }  # fmt: skip
     assert {name.lower() for name in values} == set(settings.Settings.model_fields)
@@ -58,7 +58,7 @@ def test_every_field_reaches_the_configuration(monkeypatch: pytest.MonkeyPatch, 
     assert (config.job, config.node, config.parity, config.group_size) == ("j", 1, 0, 4)
     assert (config.run_dir, config.segment_dir, config.storage) == (tmp_path / "r", tmp_path / "s", tmp_path / "p")
     assert (config.persist_every, config.slots, config.memory_bytes, config.nice) == (5, 2, 1000, 3)
-    assert (config.keep_last, config.keep_every) == (4, 100)
+    assert (config.keep_last, config.keep_every, config.stuck_after_s) == (4, 100, 90.0)
     assert config.domain == "rack-7"
     assert (config.scrub_every_s, config.timing.leave_after_s) == (60.0, 30.0)
     assert (config.bandwidth_bytes_s, config.cpu_share) == (5_000_000, 0.5)

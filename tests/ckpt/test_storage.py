@@ -33,6 +33,10 @@ def payload(version: Version) -> list[bytes]:
     return [random.Random(f"{version} {rank}").randbytes(size) for rank, size in enumerate(SIZES)]
 
 
+def folder(storage: Storage) -> Path:
+    return Path(storage.where)
+
+
 def write(storage: Storage, version: Version) -> list[Image]:
     """Write every rank's image, without publishing."""
     images = []
@@ -48,7 +52,7 @@ def truncate(path: Path, by: int = 1) -> None:
 
 def persist(storage: Storage, version: Version) -> Path:
     storage.publish(version, write(storage, version))
-    return storage.directory / manifest.dir_name(version)
+    return folder(storage) / manifest.dir_name(version)
 
 
 @pytest.fixture
@@ -76,7 +80,7 @@ def test_nothing_is_offered_before_it_is_published(storage: Storage) -> None:
     assert storage.steps() == ([], [])
     write(storage, V12)
     assert storage.steps() == ([], [])
-    (storage.directory / f".writing-{manifest.dir_name(V12)}").rename(storage.directory / manifest.dir_name(V12))
+    (folder(storage) / f".writing-{manifest.dir_name(V12)}").rename(folder(storage) / manifest.dir_name(V12))
     steps, problems = storage.steps()
     assert not steps
     assert "manifest.json: No such file" in problems[0]
@@ -86,18 +90,18 @@ def test_publishing_twice_is_harmless(storage: Storage) -> None:
     """Two collectors, or one that was restarted, may both publish."""
     images = write(storage, V12)
     storage.publish(V12, images)
-    before = {path.name: path.read_bytes() for path in (storage.directory / manifest.dir_name(V12)).iterdir()}
+    before = {path.name: path.read_bytes() for path in (folder(storage) / manifest.dir_name(V12)).iterdir()}
     storage.publish(V12, images)
-    assert {path.name: path.read_bytes() for path in (storage.directory / manifest.dir_name(V12)).iterdir()} == before
+    assert {path.name: path.read_bytes() for path in (folder(storage) / manifest.dir_name(V12)).iterdir()} == before
 
 
 def test_what_a_dead_writer_left_is_not_published(storage: Storage) -> None:
     """The published folder holds the images and the manifest, and nothing under a temporary name."""
     images = write(storage, V12)
-    writing = storage.directory / f".writing-{manifest.dir_name(V12)}"
+    writing = folder(storage) / f".writing-{manifest.dir_name(V12)}"
     (writing / f"{manifest.file_name(0)}.0123abcd.tmp").write_bytes(b"half an im")
     storage.publish(V12, images)
-    found = sorted(path.name for path in (storage.directory / manifest.dir_name(V12)).iterdir())
+    found = sorted(path.name for path in (folder(storage) / manifest.dir_name(V12)).iterdir())
     assert found == sorted([manifest.MANIFEST, *(manifest.file_name(rank) for rank in range(len(SIZES)))])
 
 
@@ -111,7 +115,7 @@ def test_the_order_of_ranks_does_not_matter(storage: Storage) -> None:
 def test_a_missing_or_short_file_prevents_publishing(storage: Storage) -> None:
     """The manifest is not written while a file of another length, or none, stands where an image should."""
     images = write(storage, V12)
-    path = storage.directory / f".writing-{manifest.dir_name(V12)}" / "rank-00001.safetensors"
+    path = folder(storage) / f".writing-{manifest.dir_name(V12)}" / "rank-00001.safetensors"
     spoils: list[tuple[Callable[[Path], None], str]] = [(truncate, "69999"), (Path.unlink, "None")]
     for spoil, found in spoils:
         spoil(path)
@@ -127,20 +131,20 @@ def test_damaged_bytes_are_never_written(storage: Storage) -> None:
     data[5] ^= 1
     with pytest.raises(CorruptionError, match="rank 0 of step 12"):
         storage.write(V12, image, memoryview(data))
-    assert not storage.directory.exists()
+    assert not folder(storage).exists()
 
 
 def test_unfinished_older_steps_are_swept(storage: Storage) -> None:
     """Publishing removes what older versions left unfinished, and nothing else."""
     keep = [".writing-other", "notes.txt", f".writing-{manifest.dir_name(Version(2, 13))}"]
-    storage.directory.mkdir(parents=True)
+    folder(storage).mkdir(parents=True)
     for name in keep:
-        (storage.directory / name).mkdir()
+        (folder(storage) / name).mkdir()
     for version in (Version(1, 99), Version(2, 11)):
         write(storage, version)
-    (storage.directory / f".removing-{manifest.dir_name(Version(1, 5))}").mkdir()
+    (folder(storage) / f".removing-{manifest.dir_name(Version(1, 5))}").mkdir()
     persist(storage, V12)
-    assert sorted(path.name for path in storage.directory.iterdir()) == sorted([*keep, manifest.dir_name(V12)])
+    assert sorted(path.name for path in folder(storage).iterdir()) == sorted([*keep, manifest.dir_name(V12)])
 
 
 def test_synced_and_named_in_the_right_order(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,7 +167,7 @@ def test_synced_and_named_in_the_right_order(storage: Storage, monkeypatch: pyte
     final, writing = manifest.dir_name(V12), f".writing-{manifest.dir_name(V12)}"
     files = ["rank-00000.safetensors", "rank-00001.safetensors", "manifest.json"]
     of_files = [call for name in files for call in (f"fsync {name}.tmp", f"rename {name}", f"fsync {writing}")]
-    made = [f"fsync {storage.directory.parent.parent.name}", "fsync root", f"fsync {JOB}"]
+    made = [f"fsync {folder(storage).parent.parent.name}", "fsync root", f"fsync {JOB}"]
     assert calls == [*made, *of_files, f"rename {final}", f"fsync {JOB}", "fsync root"]
 
 
@@ -243,4 +247,4 @@ def test_a_storage_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(Path, "iterdir", unreadable)
     steps, problems = storage.steps()
     assert not steps
-    assert problems == [f"cannot read {storage.directory}: Permission denied"]
+    assert problems == [f"cannot read {folder(storage)}: Permission denied"]

@@ -97,10 +97,10 @@ def forget_data(patch: pytest.MonkeyPatch) -> None:
     """Files get their names before their bytes are synced."""
     real = disk._write_buffered
 
-    def unsynced(path: Path, data: memoryview) -> None:
+    def unsynced(path: Path, data: memoryview, progress: Callable[[int], None] | None) -> None:
         with pytest.MonkeyPatch.context() as inner:
             inner.setattr("os.fsync", no_sync)
-            real(path, data)
+            real(path, data, progress)
 
     patch.setattr(disk, "_write_buffered", unsynced)
     patch.setattr(disk, "_write_direct", lambda *_: False)

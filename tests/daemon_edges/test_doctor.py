@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 
+from ckptd.ckpt.bucket import Bucket
 from ckptd.ckpt.config import Config, Tls
 from ckptd.ckpt.errors import StorageError
 from ckptd.daemon import doctor, probes
@@ -117,6 +120,20 @@ def test_storage(place: Place, written: Writing | None, verdict: str, words: str
     (row,) = doctor.judge_storage(place, written)
     assert row.verdict == verdict
     assert words in row.found
+
+
+def test_an_object_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An object is written, read and removed again; what goes wrong is what the store says."""
+    (row,) = doctor.storage(made(tmp_path, storage=f"memory://bucket{tmp_path}"))
+    assert (row.verdict, row.found) == ("ok", f"memory://bucket{tmp_path}: an object was written, read and removed")
+    assert not fsspec.filesystem("memory").find(f"/bucket{tmp_path}")
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    (row,) = doctor.storage(made(tmp_path, storage="s3://bucket"))
+    assert row.verdict == "fail"
+    assert "ckptd[s3]" in row.found
+    monkeypatch.setattr(Bucket, "small", lambda *_: b"other")
+    (row,) = doctor.storage(made(tmp_path, storage=f"memory://bucket{tmp_path}"))
+    assert "is not what was written" in row.found
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ def test_what_need_not_be_kept_is_removed(nodes: NodesHere, monkeypatch: pytest.
     assert nodes[0].jobs.stored() == []
     storage = nodes[0].jobs._storage
     assert storage is not None
-    assert not list(storage.directory.iterdir())
+    assert not list(Path(storage.where).iterdir())
 
 
 def test_a_node_that_lives_does_not_hinder_storage(nodes: NodesHere) -> None:

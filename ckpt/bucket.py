@@ -1,0 +1,226 @@
+"""An fsspec file system as a store of objects: every call is bounded in time, tried again, and ends in an error of ours.
+
+fsspec's asynchronous file systems (s3fs and its kind) run in its own event loop, on a thread of its own; calls are handed to
+it from whatever thread needs them, and can be taken back. What is imported here is imported only where a URL asks for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from ckptd.ckpt.errors import StorageError, UsageError
+from ckptd.ckpt.place import Done
+
+log = logging.getLogger(__name__)
+
+EXTRAS = {"s3": "ckptd[s3]", "s3a": "ckptd[s3]"}
+"""What brings the file system of a protocol."""
+STOPPING = "the daemon is stopping"
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patience:
+    """How long a call and its repetitions may take. Seconds."""
+
+    tries: int = 6
+    first_pause_s: float = 0.25
+    """Before the second try; doubled before each further one. Shortened by chance: the nodes should not come together."""
+    enough_s: float = 30.0
+    """After so long nothing is tried again: a rank that starts waits for what storage has."""
+    call_s: float = 120.0
+    """One try. A part of 8 MiB at 0.07 MB/s; what takes longer is taken back and tried again."""
+
+
+class Missing(Exception):
+    """There is no such object, upload or bucket: an answer of the store, and no failure."""
+
+
+class Bucket:
+    """Objects by key. May be used from several threads. Every method raises StorageError."""
+
+    def __init__(self, url: str, patience: Patience | None = None) -> None:
+        """Nothing is sent yet. Raises UsageError when there is no such file system."""
+        self.url = url
+        self._patience = patience or Patience()
+        self.fs, self.root = _open(url)
+        self._closing = threading.Event()
+        self._running: set[Future[Any]] = set()
+
+    def key(self, *names: str) -> str:
+        """The key of an object below the URL."""
+        return "/".join((self.root, *names))
+
+    # ---- calls ----------------------------------------------------------------------------------------
+
+    def ask(self, what: str, name: str, *arguments: Any, **options: Any) -> Any:
+        """Call a method of the file system, again if need be. Raises Missing, and StorageError ("cannot `what`: ...")."""
+        return self.insist(what, lambda: self.once(name, *arguments, **options))
+
+    def insist(self, what: str, act: Callable[[], T]) -> T:
+        """The same of anything that uses `once`, or the file system itself."""
+        began, pause_s = time.monotonic(), self._patience.first_pause_s
+        for tried in range(1, self._patience.tries + 1):
+            if self._closing.is_set():
+                raise StorageError(f"cannot {what}: {STOPPING}")
+            try:
+                return act()
+            except (Missing, StorageError):
+                raise
+            except FileNotFoundError as error:
+                raise Missing(str(error)) from error
+            except PermissionError as error:
+                raise StorageError(
+                    f"cannot {what}: {error}; check the storage's credentials and what they may do"
+                ) from error
+            except Exception as error:  # noqa: BLE001 - what somebody else's file system raises can't be listed
+                problem = error
+            took_s = time.monotonic() - began
+            if took_s > self._patience.enough_s:
+                break
+            if tried < self._patience.tries:
+                log.info("cannot %s: %s; again in %.1f s", what, said(problem), pause_s)
+                self._closing.wait(pause_s * random.uniform(0.5, 1.0))
+                pause_s *= 2
+        raise StorageError(f"cannot {what}: {said(problem)}; tried {tried} times in {took_s:.0f} s") from problem
+
+    def once(self, name: str, *arguments: Any, **options: Any) -> Any:
+        """Call a method of the file system, once. Raises whatever it raises, TimeoutError, and CancelledError at the end."""
+        if not self.fs.async_impl:
+            return getattr(self.fs, name)(*arguments, **options)
+        coroutine = getattr(self.fs, f"_{name}")(*arguments, **options)
+        future = asyncio.run_coroutine_threadsafe(coroutine, self.fs.loop)
+        self._running.add(future)
+        try:
+            if self._closing.is_set():
+                future.cancel()
+            return future.result(self._patience.call_s)
+        finally:
+            self._running.discard(future)
+            future.cancel()  # of no effect once it is done
+
+    def close(self) -> None:
+        """Take back what runs, and try nothing again."""
+        self._closing.set()
+        for future in tuple(self._running):
+            future.cancel()
+
+    # ---- objects --------------------------------------------------------------------------------------
+
+    def put(self, key: str, data: bytes) -> None:
+        """Write a small object, in one call: whole or not at all."""
+        try:
+            self.ask(f"write {key}", "pipe_file", key, data)
+        except Missing as error:
+            raise StorageError(f"cannot write {key}: {error}; check that the bucket exists") from error
+
+    def put_large(self, key: str, data: memoryview, block: int, done: Done) -> None:
+        """Write an object block by block, as the file system does it. Seen when it is whole, where it can do that."""
+
+        def write() -> None:
+            sent = 0
+            file = self.fs.open(key, "wb", block_size=block, autocommit=False)
+            try:
+                for start in range(0, len(data), block):
+                    sent += file.write(data[start : start + block])
+                    done(min(block, len(data) - start))
+                    if self._closing.is_set():
+                        raise StorageError(f"cannot write {key}: {STOPPING}")
+                file.close()
+                file.commit()
+            except BaseException:
+                done(-sent)
+                file.discard()
+                raise
+
+        self.insist(f"write {key}", write)
+
+    def get(self, key: str, start: int, count: int) -> bytes:
+        """`count` bytes of an object from `start` on, which must be there."""
+
+        def read() -> bytes:
+            data: bytes = self.once("cat_file", key, start=start, end=start + count)
+            if len(data) != count:
+                raise OSError(f"{len(data)} bytes came, expected {count}")
+            return data
+
+        try:
+            return self.insist(f"read {key}", read)
+        except Missing as error:
+            raise StorageError(f"cannot read {key}: there is no such object") from error
+
+    def size(self, key: str) -> int | None:
+        """The bytes of an object; None when there is none."""
+        try:
+            found = self.ask(f"look at {key}", "info", key)
+        except Missing:
+            return None
+        return int(found["size"]) if found["type"] == "file" else None
+
+    def small(self, key: str, limit: int) -> bytes | None:
+        """A whole object of at most `limit` bytes; None when there is none."""
+        size = self.size(key)
+        if size is None:
+            return None
+        if size > limit:
+            raise StorageError(f"{key} is longer than {limit} bytes; it is not ours")
+        return self.get(key, 0, size) if size else b""
+
+    def names(self, prefix: str) -> dict[str, int | None]:
+        """What stands right below a prefix: objects with their sizes, and further prefixes with None."""
+        try:
+            found = self.ask(f"list {prefix}", "ls", prefix, detail=True)
+        except Missing as error:
+            if "NoSuchBucket" in str(error.__cause__.__cause__ if error.__cause__ else ""):
+                raise StorageError(f"cannot list {prefix}: {error}; check the name of the bucket") from error
+            return {}
+        below, sizes = prefix.lstrip("/") + "/", dict[str, int | None]()
+        for item in found:
+            name = str(item["name"]).lstrip("/").rstrip("/")
+            if name.startswith(below):
+                sizes[name[len(below) :]] = int(item["size"]) if item["type"] == "file" else None
+        return sizes
+
+    def delete(self, keys: Sequence[str]) -> None:
+        """Remove objects; those that are not there are no error."""
+        try:
+            if keys:
+                self.ask(f"remove {keys[0]}", "rm", list(keys))
+        except Missing:
+            for key in keys if len(keys) > 1 else ():  # some are there, perhaps
+                self.delete([key])
+
+
+def said(error: BaseException) -> str:
+    """What an error of somebody else says, in one short line; some say nothing but their name."""
+    text = " ".join(str(error).split())
+    return text[:200] if text else type(error).__name__
+
+
+def _open(url: str) -> tuple[Any, str]:
+    import fsspec  # only where a URL asks for it
+
+    protocol = url.partition("://")[0]
+    options: dict[str, Any] = {"skip_instance_cache": True, "use_listings_cache": False}
+    if protocol in EXTRAS:
+        bounds = {"connect_timeout": 5, "read_timeout": 30, "max_pool_connections": 32, "retries": {"max_attempts": 0}}
+        configured = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
+        options["config_kwargs"] = {**bounds, **configured}
+    try:
+        fs, root = fsspec.core.url_to_fs(url, **options)
+    except ImportError as error:
+        advice = f'pip install "{EXTRAS[protocol]}"' if protocol in EXTRAS else "install the package that has it"
+        raise UsageError(f"storage {url}: {error}; {advice}") from error
+    except ValueError as error:  # no such protocol, or not a URL that it takes
+        raise UsageError(f"storage {url}: {error}; expected a directory or the URL of an object store") from error
+    if protocol in EXTRAS:
+        fs.retries = 1  # `insist` does that, and says so
+    return fs, str(root).rstrip("/")

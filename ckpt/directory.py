@@ -1,0 +1,105 @@
+"""A place that is a directory tree which all nodes see: images written side by side, then one rename that commits them.
+
+Until then the directory has a name that no reader accepts.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from ckptd.ckpt import disk, manifest
+from ckptd.ckpt.errors import StorageError
+from ckptd.ckpt.model import Image, Version
+from ckptd.ckpt.place import Done
+
+
+class Directory:
+    """One job's directory below a storage root: a `Place`."""
+
+    def __init__(self, root: Path, job: str) -> None:
+        self._directory = root / job
+
+    @property
+    def where(self) -> str:
+        return str(self._directory)
+
+    def put(self, version: Version, image: Image, data: memoryview, _sums: Sequence[int], done: Done) -> None:
+        directory = self._unpublished(version)
+        disk.make_dir(directory)
+        disk.write_durably(directory / manifest.file_name(image.rank), data, done)
+        disk.sync_dir(directory)
+
+    def sizes(self, version: Version, ranks: Iterable[int]) -> Mapping[int, int]:
+        paths = {rank: self._unpublished(version) / manifest.file_name(rank) for rank in ranks}
+        return {rank: path.stat().st_size for rank, path in paths.items() if path.exists()}
+
+    def is_committed(self, version: Version) -> bool:
+        return self._published(version).exists()
+
+    def commit(self, version: Version, content: bytes) -> None:
+        final = self._published(version)
+        if not final.exists():
+            directory = self._unpublished(version)
+            disk.write_durably(directory / manifest.MANIFEST, content)
+            for unfinished in directory.glob(f"*{disk.UNFINISHED}"):  # of a writer that died, or one not needed
+                unfinished.unlink(missing_ok=True)
+            disk.sync_dir(directory)
+            try:
+                directory.rename(final)
+            except OSError as error:
+                raise StorageError(f"cannot publish {final}: {error.strerror}") from error
+        # Also of what stood there: whoever renamed it, or made the job's directory, may have died before the sync.
+        disk.sync_dir(self._directory)
+        disk.sync_dir(self._directory.parent)
+
+    def manifests(self) -> Mapping[Version, bytes | StorageError]:
+        try:
+            versions = [version for path in self._directory.iterdir() if (version := manifest.version_of(path.name))]
+        except FileNotFoundError:
+            return {}  # nothing was ever persisted
+        except OSError as error:
+            raise StorageError(f"cannot read {self._directory}: {error.strerror}") from error
+        return {version: self._manifest(version) for version in versions}
+
+    def _manifest(self, version: Version) -> bytes | StorageError:
+        try:
+            return disk.read_small(self._published(version) / manifest.MANIFEST, manifest.MANIFEST_MAX)
+        except StorageError as error:
+            return error
+
+    def read_into(self, version: Version, image: Image, into: memoryview, done: Done) -> None:
+        disk.read_into(self._published(version) / manifest.file_name(image.rank), into, done)
+
+    def chunks(self, version: Version, image: Image) -> Iterator[memoryview]:
+        return disk.chunks(self._published(version) / manifest.file_name(image.rank), image.size)
+
+    def remove(self, version: Version) -> None:
+        path, removing = self._published(version), self._removing(version)
+        try:
+            path.rename(removing)
+        except FileNotFoundError:
+            return  # somebody else did
+        except OSError as error:
+            raise StorageError(f"cannot remove {path}: {error.strerror}") from error
+        disk.sync_dir(self._directory)
+        shutil.rmtree(removing, ignore_errors=True)
+
+    def sweep(self, before: Version) -> None:
+        for path in [*self._directory.glob(".writing-step-*"), *self._directory.glob(".removing-step-*")]:
+            found = manifest.version_of(path.name.removeprefix(".writing-").removeprefix(".removing-"))
+            if found is not None and found < before:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def close(self) -> None:
+        """Nothing to do: a call to the kernel can't be taken back."""
+
+    def _published(self, version: Version) -> Path:
+        return self._directory / manifest.dir_name(version)
+
+    def _unpublished(self, version: Version) -> Path:
+        return self._directory / f".writing-{manifest.dir_name(version)}"
+
+    def _removing(self, version: Version) -> Path:
+        return self._directory / f".removing-{manifest.dir_name(version)}"

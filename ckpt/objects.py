@@ -1,0 +1,218 @@
+"""A place that is a prefix of an object store. A step is there once its manifest is: it is written last, in one call.
+
+Images go up and come down in parts, several at a time. Beside each stands an object with the sums of its pieces, written
+when the image is whole: it says that the image need not be sent again, and shows a reader what was damaged on its way.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import struct
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError, Executor, Future, ThreadPoolExecutor, wait
+from functools import partial
+from typing import TypeVar
+
+from ckptd.ckpt import manifest
+from ckptd.ckpt.bucket import STOPPING, Bucket
+from ckptd.ckpt.errors import CorruptionError, StorageError
+from ckptd.ckpt.model import PIECE, Image, Version
+from ckptd.ckpt.multipart import Multipart, is_offered
+from ckptd.ckpt.pieces import digest_of, sums_of
+from ckptd.ckpt.place import Done
+
+log = logging.getLogger(__name__)
+
+PART = 8 * 1024 * 1024
+"""A whole number of pieces; small enough that eight of them are no memory to speak of, large enough for the store."""
+PARALLEL = 8
+_READS = 3
+"""How often a range is read before its pieces count as damaged where they are kept."""
+_OURS = re.compile(r"rank-\d{5,}\.(safetensors|sums)|manifest\.json")
+T = TypeVar("T")
+
+
+class Objects:
+    """One job's prefix below a URL: a `Place`. Takes memory for `PARALLEL` parts, in each direction."""
+
+    def __init__(self, bucket: Bucket, job: str, part: int = PART) -> None:
+        """`part`: bytes, a multiple of a piece, at least S3's least of 5 MiB."""
+        assert part % PIECE == 0
+        self._bucket, self._job, self._part = bucket, job, part
+        self._readers = ThreadPoolExecutor(PARALLEL, "objects to read")
+        self._senders = ThreadPoolExecutor(PARALLEL, "objects to send")  # a restart waits for no upload that is stuck
+        self._multipart = Multipart(bucket, partial(self._in_order, self._senders)) if is_offered(bucket) else None
+
+    @property
+    def where(self) -> str:
+        return f"{self._bucket.url}/{self._job}"
+
+    # ---- writing --------------------------------------------------------------------------------------
+
+    def put(self, version: Version, image: Image, data: memoryview, sums: Sequence[int], done: Done) -> None:
+        key, mark = self._key(version, manifest.file_name(image.rank)), self._key(version, sums_name(image.rank))
+        if self._bucket.size(key) == image.size and self._sums(version, image) is not None:
+            done(len(data))
+            return
+        self._bucket.delete([mark])  # it would vouch for what is overwritten now
+        if len(data) <= self._part:
+            self._bucket.put(key, bytes(data))
+            done(len(data))
+        elif self._multipart:
+            self._multipart.put(key, data, self._part, done)
+        else:
+            self._bucket.put_large(key, data, self._part, done)
+        self._bucket.put(mark, struct.pack(f"<{len(sums)}Q", *sums))
+
+    def sizes(self, version: Version, ranks: Iterable[int]) -> Mapping[int, int]:
+        found = self._bucket.names(self._key(version))
+        whole = {rank: found.get(manifest.file_name(rank)) for rank in ranks if found.get(sums_name(rank))}
+        return {rank: size for rank, size in whole.items() if size is not None}
+
+    def is_committed(self, version: Version) -> bool:
+        return self._bucket.size(self._key(version, manifest.MANIFEST)) is not None
+
+    def commit(self, version: Version, content: bytes) -> None:
+        if not self.is_committed(version):
+            self._bucket.put(self._key(version, manifest.MANIFEST), content)
+
+    # ---- reading --------------------------------------------------------------------------------------
+
+    def manifests(self) -> Mapping[Version, bytes | StorageError]:
+        versions = self._versions()
+        contents = self._in_order(self._readers, (partial(self._manifest, version) for version in versions))
+        return {version: found for version, found in zip(versions, contents, strict=True) if found is not None}
+
+    def _manifest(self, version: Version) -> bytes | StorageError | None:
+        try:
+            return self._bucket.small(self._key(version, manifest.MANIFEST), manifest.MANIFEST_MAX)
+        except StorageError as error:
+            return error
+
+    def read_into(self, version: Version, image: Image, into: memoryview, done: Done) -> None:
+        def take(read: Callable[[], bytes], start: int) -> None:
+            data = read()
+            into[start : start + len(data)] = data
+            done(len(data))
+
+        for _ in self._in_order(
+            self._readers, (partial(take, read, start) for start, read in self._ranges(version, image))
+        ):
+            pass
+
+    def chunks(self, version: Version, image: Image) -> Iterator[memoryview]:
+        return map(memoryview, self._in_order(self._readers, (read for _, read in self._ranges(version, image))))
+
+    def _ranges(self, version: Version, image: Image) -> Iterator[tuple[int, Callable[[], bytes]]]:
+        """What makes up an image of the expected size: where each range begins, and how to read it."""
+        key = self._key(version, manifest.file_name(image.rank))
+        size = self._bucket.size(key)
+        if size != image.size:
+            raise StorageError(f"{key} has {size} bytes, expected {image.size}; it is damaged or not ours")
+        sums = self._sums(version, image)
+        for start in range(0, image.size, self._part):
+            count = min(self._part, image.size - start)
+            expected = sums[start // PIECE :][: -(-count // PIECE)] if sums else None
+            yield start, partial(self._range, key, start, count, expected)
+
+    def _range(self, key: str, start: int, count: int, expected: list[int] | None) -> bytes:
+        for _ in range(_READS):
+            data = self._bucket.get(key, start, count)
+            found = sums_of(data) if expected else None
+            if found == expected:
+                return data
+        assert found is not None
+        assert expected is not None
+        bad = [start // PIECE + piece for piece, (a, b) in enumerate(zip(found, expected, strict=True)) if a != b]
+        raise CorruptionError(
+            f"{key}: {len(bad)} pieces fail their checksum, the first is {bad[0]}; this step can't be restored from storage"
+        )
+
+    def _sums(self, version: Version, image: Image) -> list[int] | None:
+        """The sums that stand beside an image, if they are those of this one; a step that was copied here may lack them."""
+        count = -(-image.size // PIECE)
+        data = self._bucket.small(self._key(version, sums_name(image.rank)), 8 * count)
+        if data is None or len(data) != 8 * count:
+            return None
+        sums = list(struct.unpack(f"<{count}Q", data))
+        return sums if digest_of(sums, image.size) == image.digest else None
+
+    # ---- removing -------------------------------------------------------------------------------------
+
+    def remove(self, version: Version) -> None:
+        self._bucket.delete([self._key(version, manifest.MANIFEST)])
+        self._clear(version)
+
+    def sweep(self, before: Version) -> None:
+        """Uploads of `before` itself go as well: all its images are there."""
+        try:
+            self._sweep(before)
+        except StorageError as error:
+            log.warning("what older steps left unfinished is not removed: %s", error)
+
+    def _sweep(self, before: Version) -> None:
+        older = [version for version in self._versions() if version < before]
+        committed = self._in_order(self._readers, (partial(self.is_committed, version) for version in older))
+        for version, stands in zip(older, committed, strict=True):
+            if not stands:
+                self._clear(version)
+        if self._multipart:
+            self._multipart.sweep(self._bucket.key(self._job), lambda name: _is_done(name, before))
+
+    def _clear(self, version: Version) -> None:
+        ours = [name for name in self._bucket.names(self._key(version)) if _OURS.fullmatch(name)]
+        self._bucket.delete([self._key(version, name) for name in ours])
+
+    def close(self) -> None:
+        self._bucket.close()
+        for pool in (self._readers, self._senders):
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    # ---- helpers --------------------------------------------------------------------------------------
+
+    def _versions(self) -> list[Version]:
+        """Those that have anything at all here. Whatever else stands beside them is not ours."""
+        found = (manifest.version_of(name) for name in self._bucket.names(self._bucket.key(self._job)))
+        return sorted(version for version in found if version is not None)
+
+    def _key(self, version: Version, *name: str) -> str:
+        return self._bucket.key(self._job, manifest.dir_name(version), *name)
+
+    def _in_order(self, pool: Executor, tasks: Iterable[Callable[[], T]]) -> Iterator[T]:
+        """Do a few at a time, in other threads, and give what comes of them in their order. The first error ends it.
+
+        When it ends nothing of it is running any more: whose bytes were being sent may change them.
+        """
+        waiting: deque[Future[T]] = deque()
+        try:
+            for task in tasks:
+                if len(waiting) == PARALLEL:
+                    yield waiting.popleft().result()
+                waiting.append(self._begun(pool, task))
+            while waiting:
+                yield waiting.popleft().result()
+        except CancelledError as error:
+            raise StorageError(f"cannot go on with {self.where}: {STOPPING}") from error
+        finally:
+            for future in waiting:
+                future.cancel()
+            wait(waiting)
+
+    def _begun(self, pool: Executor, task: Callable[[], T]) -> Future[T]:
+        try:
+            return pool.submit(task)
+        except RuntimeError as error:  # it is shut down
+            raise StorageError(f"cannot go on with {self.where}: {STOPPING}") from error
+
+
+def sums_name(rank: int) -> str:
+    """The object with the sums of a rank's image."""
+    return f"rank-{rank:05d}.sums"
+
+
+def _is_done(name: str, version: Version) -> bool:
+    """Whether an upload of this name below the job's prefix is of a version up to this one."""
+    found = manifest.version_of(name.partition("/")[0])
+    return found is not None and found <= version

@@ -1,0 +1,33 @@
+"""One S3 server for all tests of a module, and a gate and a bucket for each."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from collections.abc import Iterator
+
+import pytest
+from tests.objects.s3 import KEYS, Gate, Server, served
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with served() as made:
+        yield made
+
+
+@pytest.fixture
+def gate(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    """The environment leads to the gate."""
+    with contextlib.closing(Gate(server)) as made:
+        for name, value in {**KEYS, "AWS_ENDPOINT_URL": made.url}.items():
+            monkeypatch.setenv(name, value)
+        yield made
+
+
+@pytest.fixture
+def url(server: Server) -> str:
+    """The URL of a prefix in a new bucket."""
+    name = f"bucket-{secrets.token_hex(4)}"
+    server.make_bucket(name)
+    return f"s3://{name}/some/prefix"
