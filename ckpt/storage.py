@@ -6,7 +6,8 @@ Until the manifest stands the directory has a name that no reader accepts; publi
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,6 +49,27 @@ class Storage:
         disk.make_dir(directory)
         disk.write_durably(directory / manifest.file_name(image.rank), data)
         disk.sync_dir(directory)
+
+    @contextmanager
+    def making(self, version: Version, rank: int, size: int) -> Iterator[Path]:
+        """A file of `size` bytes to be filled in place: one rank's image of a version that is not published yet, once the
+        block has ended well. Raises StorageError."""
+        directory = self._unpublished(version)
+        disk.make_dir(directory)
+        with disk.filled_in_place(directory / manifest.file_name(rank), size) as path:
+            yield path
+        disk.sync_dir(directory)
+
+    def made(self, version: Version, rank: int, size: int) -> Image:
+        """Such an image as it stands on the disk, with its digest. Raises StorageError."""
+        path = self._unpublished(version) / manifest.file_name(rank)
+        return Image(
+            rank, size, digest_of([sum_ for chunk in disk.chunks(path, size) for sum_ in sums_of(chunk)], size)
+        )
+
+    def abandon(self, version: Version) -> None:
+        """Remove what was written of a version that is not to be published."""
+        shutil.rmtree(self._unpublished(version), ignore_errors=True)
 
     def publish(self, version: Version, images: Sequence[Image]) -> None:
         """Commit a version whose images are all written. Raises StorageError. Doing it twice is harmless."""
