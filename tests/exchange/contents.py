@@ -14,7 +14,8 @@ KINDS = {
     "bf16": torch.randn(5, 3).bfloat16(), "fp8": torch.randn(6).to(torch.float8_e4m3fn), "bool": torch.tensor([True, False]),
     "scalar": torch.tensor(2.5), "empty": torch.zeros(0, 4), "wide": torch.randn(3, 2, dtype=torch.complex128),
     "long": torch.arange(7), "model.block.0.weight": torch.randn(8, 4), "odd name/é": torch.randn(1),
-    "fp8.scale": torch.randn(2, 1).to(torch.float8_e5m2), "half": torch.randn(3).half(), "u16": torch.tensor([1, 65535]).to(torch.uint16),
+    "fp8.scale": torch.randn(2, 1).to(torch.float8_e5m2), "half": torch.randn(3).half(),
+    "u16": torch.tensor([1, 65535]).to(torch.uint16),
 }  # fmt: skip
 """One tensor of each kind that is easily got wrong."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import struct
@@ -41,7 +42,8 @@ def changed(**fields: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "header",
     [
-        changed(data_offsets=[0, 7]), changed(data_offsets=[4, 12]), changed(data_offsets=[-8, 0]), changed(data_offsets=[8, 0]),
+        changed(data_offsets=[0, 7]), changed(data_offsets=[4, 12]), changed(data_offsets=[-8, 0]),
+        changed(data_offsets=[8, 0]),
         changed(data_offsets=[0]), changed(dtype="F99"), changed(dtype=4), changed(shape=[3]), changed(shape=[-2]),
         changed(shape=[2**62, 2**62]), changed(shape="2"), changed(shape=[True, 2]), changed(extra=1), GOOD | {"a": []},
         {"b": GOOD["b"]}, GOOD | {"c": {"dtype": "U8", "shape": [1], "data_offsets": [11, 12]}}, [], b"{", b"\xff\xfe",
@@ -71,10 +73,8 @@ def test_no_flipped_bit_or_cut_raises_anything_else(tmp_path_factory: Any, at: i
     raw = bytearray(written(path, GOOD).read_bytes())
     raw[at % len(raw)] ^= 1 << bit
     path.write_bytes(raw[: len(raw) - cut % len(raw)] if cut > 150 else raw)
-    try:
+    with contextlib.suppress(CkptdError):
         assert held(of_files([path])).keys()
-    except CkptdError as error:
-        assert str(error)
 
 
 def test_unaligned_tensors_are_read(tmp_path: Path) -> None:

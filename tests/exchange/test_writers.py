@@ -131,7 +131,7 @@ def test_values_stay_in_dcp_and_are_named_where_they_are_left_out(tmp_path: Path
 
 
 def test_a_part_is_chosen_by_the_name_of_its_object() -> None:
-    """Its own names; what several ranks have for themselves from the lowest, what one has from that one (a pipeline's stage)."""
+    """Its own names; what several ranks have for themselves from the lowest; what one alone has (a pipeline's stage)."""
     named = {
         "model.w": 0, "model.stat": 1, "rank-00001.model.stat": 2, "rank-00002.model.late": 3, "optim.state.w": 4,
         "ckptd.state.rank-00000": 5,
