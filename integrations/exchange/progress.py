@@ -43,4 +43,6 @@ def answer(work: Callable[[dict[str, Any]], dict[str, Any]]) -> int:
     except CkptdError as error:
         say({"error": str(error), "code": error.exit_code})
         return error.exit_code
+    except KeyboardInterrupt:
+        return 130
     return 0

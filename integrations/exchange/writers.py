@@ -202,9 +202,10 @@ class _Planner(DefaultSavePlanner):
             content = self._content.objects[write_item.index.fqn]
             self._add(len(content))
             return io.BytesIO(content)
-        part = self._parts[MetadataIndex(write_item.index.fqn, write_item.index.offset)].read()
+        # Mapped, as DCP keeps every tensor until the last one is written.
+        part = _alone(self._parts[MetadataIndex(write_item.index.fqn, write_item.index.offset)].read())
         self._add(part.nbytes)
-        return part.clone()
+        return part
 
 
 def _dcp(directory: Path, content: Content, add: Add) -> None:

@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,11 +18,25 @@ from tests.payload import JOB, bytes_of, flip
 from ckptd import __version__
 from ckptd.ckpt.client import Client
 from ckptd.ckpt.config import Config
+from ckptd.ckpt.errors import CkptdError
 from ckptd.ckpt.model import Version
-from ckptd.daemon import cli
+from ckptd.daemon import cli, export_command
 
 SIZE = 300_000
-COMMANDS = ("serve", "status", "list", "verify", "recover", "export", "doctor", "demo", "plan", "restart")
+COMMANDS = (
+    "serve",
+    "status",
+    "list",
+    "verify",
+    "recover",
+    "export",
+    "doctor",
+    "demo",
+    "plan",
+    "restart",
+    "import",
+    "gc",
+)
 Run = Callable[..., tuple[int, str, str]]
 
 
@@ -147,6 +160,9 @@ def test_version(run: Run) -> None:
         ("serve", "--nodes", "a,b"),
         ("export", "latest", "out", "--format", "pickle"),
         ("export", "latest", "."),
+        ("export", "latest", "out", "--max-shard-size", "much"),
+        ("export", "latest", "out", "--format", "dcp", "--max-shard-size", "5GB"),
+        ("import", "file"),
         ("demo", "--lose-nodes", "x"),
     ],
 )
@@ -304,26 +320,26 @@ def test_problems_are_code_1(run: Run, config: Config, monkeypatch: pytest.Monke
         assert run("list", "--run-dir", config.run_dir)[0] == 1  # nothing could be restored
 
 
-def test_export(run: Run, daemon: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, config: Config) -> None:
-    """The images of the chosen step are handed to the exporter; its failure is code 1, its result is shown."""
-    commands: list[list[str]] = []
-    answers = [
-        SimpleNamespace(returncode=0, stdout='{"files": ["model.safetensors"]}'),
-        SimpleNamespace(returncode=3, stdout=""),
-    ]
+def test_export(run: Run, daemon: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The images of the chosen step are handed to the conversion; its failure is code 1, its result is shown."""
+    asked: list[dict[str, Any]] = []
 
-    def pretend(command: list[str], **_: Any) -> Any:
-        commands.append(command)
-        assert all(Path(image).read_bytes() == bytes_of(Version(1, 11), 0, SIZE) for image in command[5:])
-        return answers[len(commands) - 1]
+    def pretend(module: str, what: dict[str, Any], *_: Any, **__: Any) -> dict[str, Any]:
+        asked.append(what)
+        assert [Path(image).read_bytes() for image in what["images"]] == [bytes_of(Version(1, 11), 0, SIZE)]
+        if len(asked) > 1:
+            raise CkptdError("no")
+        return {"files": ["checkpoint.pt"], "tensors": 3, "bytes": 5000, "left_out": []}
 
-    monkeypatch.setattr(subprocess, "run", pretend)
-    code, out, err = run("export", "latest", "out", "--format", "torch", *daemon)
-    assert (code, out, err) == (0, "step 11 as torch: model.safetensors in out\n", "")
-    assert commands[0][1:5] == ["-m", "ckptd.integrations.export", "torch", "out"]
-    code, out, err = run("export", "11", "out", "--json", *daemon)
-    assert (code, out) == (1, "")
-    assert err == "ckptd: the export ended with code 3; see the message above\n"
+    monkeypatch.setattr(export_command, "convert", pretend)
+    code, out, err = run("export", "latest", "out", "--format", "torch", "--part", "model", *daemon)
+    assert (code, out, err) == (0, "step 11 as torch: checkpoint.pt in out (3 tensors, 5.0 kB)\n", "")
+    assert (asked[0]["format"], asked[0]["directory"], asked[0]["part"]) == (
+        "torch",
+        str(Path("out").absolute()),
+        "model",
+    )
+    assert run("export", "11", "out", "--json", *daemon) == (1, "", "ckptd: no\n")
 
 
 @pytest.mark.parametrize(("step", "code"), [("12", 1), ("x", 2), ("-1", 2), ("²", 2), ("", 2), ("9" * 30, 1)])

@@ -20,9 +20,9 @@ from ckptd.integrations.exchange import sandbox
 from ckptd.integrations.exchange.readers import content_at
 from ckptd.integrations.exchange.sandboxed import Limits, opened
 from ckptd.integrations.exchange.writers import write
+from ckptd.integrations.importing import import_step
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
-LIMITS = Limits(1 << 30, 60.0)
 
 
 def read_all(path: Path) -> list[torch.Tensor]:
@@ -63,13 +63,14 @@ def test_a_dcp_directory_comes_through(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_malicious_file_is_refused_in_one_line(tmp_path: Path) -> None:
-    """The error names what would have been called, and it was not called."""
+    """The error names what would have been called; it was not called, and no step was begun."""
     torch.save({"a": Calls(os.system, f"touch {tmp_path / 'done'}")}, tmp_path / "x.pt")
     message = r"opening it would call 'posix\.system', which was not done"
-    with pytest.raises(CorruptionError, match=message) as caught, opened("torch", tmp_path / "x.pt", LIMITS):
-        pass
+    asked = {"source": str(tmp_path / "x.pt"), "storage": str(tmp_path / "root"), "job": "job", "step": None}
+    with pytest.raises(CorruptionError, match=message) as caught:
+        import_step(asked | {"memory": None, "time_s": None})
     assert len(str(caught.value).splitlines()) == 1
-    assert not (tmp_path / "done").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["x.pt"]
 
 
 @pytest.mark.slow
