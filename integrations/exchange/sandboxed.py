@@ -27,7 +27,8 @@ from ckptd.integrations.tree import decode
 
 _HEAD = struct.Struct("<BQ")
 _LISTING_MAX = 4 * MAX_HEADER
-_READ = 1 << 20
+_TEXT_MAX = 1 << 20
+_PIPE = 1 << 20  # the most that a user may have
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ def opened(kind: str, path: Path, limits: Limits) -> Iterator[Content]:
     Raises CorruptionError for anything that is not tensors and plain values, and when the child takes more than the limits.
     """
     command = [sys.executable, "-m", "ckptd.integrations.exchange.sandbox", kind, str(path), str(limits.memory)]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, pipesize=_PIPE)
     try:
         child = _Child(process, path, limits)
         yield _content(child.answer(_LISTING_MAX), child)
@@ -84,7 +85,7 @@ class _Child:
         """The next message. Raises CorruptionError with what the child says is wrong, or why it says nothing."""
         deadline = time.monotonic() + self._limits.time_s
         status, length = _HEAD.unpack(self._read(_HEAD.size, deadline))
-        if length > max(most, _READ):
+        if length > max(most, _TEXT_MAX):
             raise CorruptionError(f"{self._path}: an answer of {length} bytes, expected at most {most}")
         found = self._read(length, deadline)
         if status:
@@ -93,19 +94,19 @@ class _Child:
 
     def _read(self, count: int, deadline: float) -> bytearray:
         assert self._process.stdout is not None
-        found = bytearray()
+        found, at = bytearray(count), 0
         descriptor = self._process.stdout.fileno()
-        while len(found) < count:
+        while at < count:
             ready, _, _ = select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))
             if not ready:
                 raise CorruptionError(
                     f"{self._path}: opening it took more than {self._limits.time_s:g} s and was ended; "
                     "raise --time-limit if the file is to be trusted"
                 )
-            more = os.read(descriptor, min(count - len(found), _READ))
-            if not more:
+            got = os.readv(descriptor, [memoryview(found)[at:]])
+            if not got:
                 self._ended()
-            found += more
+            at += got
         return found
 
     def _ended(self) -> NoReturn:
@@ -136,7 +137,8 @@ def _content(text: bytearray, child: _Child) -> Content:
 
 
 def _whole(item: Any, child: _Child) -> Whole:
-    name, dtype_name, shape, parts = (item.get(key) for key in ("name", "dtype", "shape", "parts"))
+    keys = ("name", "dtype", "shape", "parts")
+    name, dtype_name, shape, parts = (item.get(key) if isinstance(item, dict) else None for key in keys)
     if not isinstance(name, str) or not isinstance(parts, list) or not isinstance(dtype_name, str):
         raise CorruptionError(f"the listing has {short(item)}, expected a tensor")
     dtype = getattr(torch, dtype_name, None)
