@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -70,7 +71,7 @@ def _linked_whole(path: Path) -> None:
     path.symlink_to("kept")
 
 
-BREAKS = {
+BREAKS: dict[str, tuple[Callable[[Path], object], str]] = {
     "a file is missing": (lambda path: (path / "rank-00001.safetensors").unlink(), "No such file"),
     "a file was cut": (_cut, "has 999 bytes, expected a file of 1000"),
     "a file is a link": (_link, "expected a file of 1000"),

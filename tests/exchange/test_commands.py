@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import ckptd.dcp
 from ckptd.ckpt.client import Client
 from ckptd.ckpt.config import Config
 from ckptd.ckpt.errors import CkptdError, UsageError
-from ckptd.daemon import cli, converting
+from ckptd.daemon import bars, cli, converting
 from ckptd.dcp import StorageReader
 from ckptd.integrations.importing import import_step
 
@@ -141,7 +142,12 @@ def test_a_conversion_tells_how_far_it_is(monkeypatch: pytest.MonkeyPatch, tmp_p
     (tmp_path / "conversion.py").write_text(f"import sys; sys.stdin.readline(); {body}")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     seen: list[Any] = []
-    monkeypatch.setattr(converting.bars, "bar", lambda _, name, ask, **__: seen.append((name, ask)) or memoryview(b""))
+
+    def bar(_: str, name: str, ask: Callable[[], bars.Work], **__: Any) -> AbstractContextManager[None]:
+        seen.append((name, ask))
+        return nullcontext()
+
+    monkeypatch.setattr(bars, "bar", bar)
     assert converting.convert("conversion", {}, "converting", quiet=False) == {"files": []}
     (name, ask) = seen[0]
     assert ask() == {name: lines[0]}

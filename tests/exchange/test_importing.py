@@ -21,6 +21,7 @@ from ckptd.ckpt.storage import Storage
 from ckptd.dcp import StorageReader, StorageWriter
 from ckptd.integrations import importing
 from ckptd.integrations.exchange.images import images_of
+from ckptd.integrations.exchange.progress import Teller
 from ckptd.integrations.exchange.steps import content_of
 from ckptd.integrations.exchange.writers import write
 from ckptd.integrations.importing import import_step
@@ -160,7 +161,7 @@ def test_nothing_is_left_of_an_import_that_fails(tmp_path: Path, monkeypatch: py
     def fail(*_: object) -> None:
         raise StorageError("the disk is gone")
 
-    for place, name in ((Storage, "publish"), (importing.Teller, "add")):
+    for place, name in ((Storage, "publish"), (Teller, "add")):
         with monkeypatch.context() as patched:
             patched.setattr(place, name, fail)
             with pytest.raises(StorageError, match="the disk is gone"):

@@ -76,7 +76,7 @@ def test_a_dcp_directory_comes_through(tmp_path: Path) -> None:
 
 
 TENSOR = {"name": "a", "dtype": "float32", "shape": [2], "parts": [[[0], [2], 0]]}
-NOTHING = {"tensors": [], "values": {}, "paths": {}}
+NOTHING: dict[str, Any] = {"tensors": [], "values": {}, "paths": {}}
 
 
 @pytest.mark.parametrize(
