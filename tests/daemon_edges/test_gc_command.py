@@ -5,21 +5,18 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import typer
+from tests.console import Run, console
 
 from ckptd.ckpt import manifest
 from ckptd.ckpt.model import Image, Version
 from ckptd.ckpt.pieces import digest_of, sums_of
 from ckptd.ckpt.storage import Storage
-from ckptd.daemon import cli
 
-Run = Callable[..., tuple[int, str, str]]
 DAY = 86400.0
 
 
@@ -31,17 +28,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
             monkeypatch.delenv(name)
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["ckptd", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as done:
-            cli.main()
-        out, err = capsys.readouterr()
-        assert isinstance(done.value.code, int | None)
-        return done.value.code or 0, out, err
-
-    return call
+    return console(monkeypatch, capsys)
 
 
 def persist(*steps: int, days: float = 0.0) -> None:

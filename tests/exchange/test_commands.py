@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tests.cluster import daemon_here, shm_dir
+from tests.console import Run, console
 from tests.exchange.contents import told
 from tests.payload import JOB, flip
 
@@ -21,12 +21,11 @@ import ckptd.dcp
 from ckptd.ckpt.client import Client
 from ckptd.ckpt.config import Config
 from ckptd.ckpt.errors import CkptdError, UsageError
-from ckptd.daemon import bars, cli, converting
+from ckptd.daemon import bars, converting
 from ckptd.dcp import StorageReader
 from ckptd.integrations.importing import import_step
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
-Run = Callable[..., tuple[int, str, str]]
 STATE = {"model.w": torch.randn(40, 30), "model.b": torch.randn(30).bfloat16(), "optim.lr": torch.tensor(0.5)}
 
 
@@ -38,17 +37,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_
             monkeypatch.delenv(name)
     monkeypatch.setenv("COLUMNS", "300")
     monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["ckptd", *map(str, arguments)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as done:
-            cli.main()
-        out, err = capfd.readouterr()
-        assert isinstance(done.value.code, int | None)
-        return done.value.code or 0, out, err
-
-    return call
+    return console(monkeypatch, capfd)
 
 
 def bring(**asked: Any) -> dict[str, Any]:
@@ -94,6 +83,22 @@ def test_steps_and_jobs_that_are_not_there(run: Run) -> None:
     for step, job, message in (("8", JOB, "recoverable steps: 7"), ("latest", "nobody", "recoverable steps: none")):
         code, _, err = run("export", step, "out", "--storage", "root", "--job", job)
         assert (code, message in err) == (1, True), err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("export", "latest", "out", "--max-shard-size", "much"),
+        ("export", "latest", "out", "--format", "dcp", "--max-shard-size", "5GB"),
+        ("import", "file"),
+        ("import", "file", "--storage", "root", "--job", "../j"),
+        ("import", "file", "--storage", "root", "--memory-limit", "lots"),
+    ],
+)
+def test_wrong_usage_is_code_2_and_one_line(run: Run, arguments: tuple[str, ...]) -> None:
+    """Before a process is started."""
+    code, out, err = run(*arguments)
+    assert (code, out, len(err.splitlines())) == (2, "", 1), err
 
 
 def test_an_imported_model_is_what_a_job_starts_from(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
