@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 from ckptd.ckpt.errors import CkptdError, UsageError
+from ckptd.ckpt.strict import json_object
 from ckptd.daemon import bars
 
 
@@ -28,12 +29,20 @@ def convert(module: str, asked: dict[str, Any], doing: str, *, quiet: bool) -> d
         process.stdin.write(json.dumps(asked) + "\n")
         process.stdin.close()
         for line in process.stdout:
-            last = json.loads(line)
+            last = _said(line)
             if "done" in last:
                 work["write"] = last
-    if "error" in last:
+    if "error" in last and "code" in last:
         raise (UsageError if last["code"] == UsageError.exit_code else CkptdError)(last["error"])
     if process.returncode or "result" not in last:
         raise CkptdError(f"the conversion ended with code {process.returncode}; see the message above")
     result: dict[str, Any] = last["result"]
     return result
+
+
+def _said(line: str) -> dict[str, Any]:
+    """A line of the conversion; nothing where it was cut, or where a library of it has printed something."""
+    try:
+        return json_object(line)
+    except ValueError:
+        return {}

@@ -24,7 +24,8 @@ PURE = (
 
     "daemon/observe/recorder.py", "daemon/observe/digests.py", "ckpt/sighting.py",
     "ckpt/retention.py", "ckpt/tables.py", "ckpt/errors.py", "erasure/layout.py", "erasure/code.py",
-    "erasure/portable.py",
+    "erasure/portable.py", "daemon/sizes.py", "integrations/exchange/content.py", "integrations/exchange/symbols.py",
+    "integrations/exchange/distcp.py",
 )  # fmt: skip
 EFFECTS = {
     "os",

@@ -128,6 +128,7 @@ def test_an_imported_model_is_what_a_job_starts_from(run: Run, monkeypatch: pyte
         ('import json; print(json.dumps({"error": "found y", "code": 1}))', CkptdError, "found y"),
         ("raise SystemExit(3)", CkptdError, "ended with code 3"),
         ('print("{}")', CkptdError, "ended with code 0"),
+        ('print("a library says hello")', CkptdError, "ended with code 0"),
     ],
 )
 def test_a_conversion_that_fails_says_why(
