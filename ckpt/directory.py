@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from ckptd.ckpt import disk, manifest
 from ckptd.ckpt.errors import StorageError
 from ckptd.ckpt.model import Image, Version
+from ckptd.ckpt.pieces import digest_of, sums_of
 from ckptd.ckpt.place import Done
 
 
@@ -30,6 +32,27 @@ class Directory:
         disk.make_dir(directory)
         disk.write_durably(directory / manifest.file_name(image.rank), data, done)
         disk.sync_dir(directory)
+
+    @contextmanager
+    def making(self, version: Version, rank: int, size: int) -> Iterator[Path]:
+        """A file of `size` bytes to be filled in place: one rank's image of an uncommitted version, once the block has
+        ended well. Raises StorageError."""
+        directory = self._unpublished(version)
+        disk.make_dir(directory)
+        with disk.filled_in_place(directory / manifest.file_name(rank), size) as path:
+            yield path
+        disk.sync_dir(directory)
+
+    def made(self, version: Version, rank: int, size: int) -> Image:
+        """Such an image as it stands on the disk, with its digest. Raises StorageError."""
+        path = self._unpublished(version) / manifest.file_name(rank)
+        return Image(
+            rank, size, digest_of([sum_ for chunk in disk.chunks(path, size) for sum_ in sums_of(chunk)], size)
+        )
+
+    def abandon(self, version: Version) -> None:
+        """Remove what was written of a version that is not to be committed."""
+        shutil.rmtree(self._unpublished(version), ignore_errors=True)
 
     def sizes(self, version: Version, ranks: Iterable[int]) -> Mapping[int, int]:
         paths = {rank: self._unpublished(version) / manifest.file_name(rank) for rank in ranks}

@@ -87,6 +87,31 @@ def _write_all(descriptor: int, data: memoryview, progress: Callable[[int], None
             progress(written)
 
 
+@contextlib.contextmanager
+def filled_in_place(path: Path, size: int) -> Iterator[Path]:
+    """A file of `size` bytes under a temporary name, to be filled through a mapping; synced and renamed over `path`.
+
+    Its blocks are there from the start, so that the mapping never runs out of disk. It is gone when the block fails.
+    Raises StorageError.
+    """
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}{UNFINISHED}")
+    try:
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            os.posix_fallocate(descriptor, 0, size)
+            yield temporary
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        temporary.rename(path)
+    except OSError as error:
+        raise StorageError(
+            f"cannot write {path}: {error.strerror}; check space and permissions of the storage"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def make_dir(path: Path) -> None:
     """Make a directory, with those above it, and their names durable. Raises StorageError."""
     missing = [directory for directory in (path, *path.parents) if not directory.exists()]

@@ -26,6 +26,17 @@ def root_of(text: str) -> Path | str:
     return f"{protocol}://{rest}"
 
 
+def directory_of(root: Path | str) -> Path:
+    """A storage root that must be a directory, as an absolute path. Raises UsageError for an object store's URL."""
+    found = root if isinstance(root, Path) else root_of(root)
+    if isinstance(found, str):
+        raise UsageError(
+            f"storage {found}: an object store, and this works on directories; ask the daemons on that storage, which list, "
+            "export and remove its steps"
+        )
+    return found.absolute()
+
+
 def place_at(root: Path | str, job: str) -> Place:
     """The place of a job below a root of `root_of`. Raises UsageError when there is no such file system here."""
     if isinstance(root, Path):

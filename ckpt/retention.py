@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
+from ckptd.ckpt.errors import UsageError
 from ckptd.ckpt.model import Version
+
+WRITING_S = 3600.0
+"""What nobody has written to for so long was left behind by a writer that died."""
 
 
 def excess(stored: Iterable[Version], keep_last: int, keep_every: int = 0) -> tuple[Version, ...]:
@@ -16,3 +21,53 @@ def excess(stored: Iterable[Version], keep_last: int, keep_every: int = 0) -> tu
         return ()
     older = sorted(stored)[:-keep_last]
     return tuple(version for version in older if not keep_every or version.step % keep_every)
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What is to be kept of a job's steps."""
+
+    last: int = 0
+    """The newest so many complete steps; 0 with an age: the newest alone; 0 without: all."""
+    every: int = 0
+    """And every multiple of so many steps; 0: none."""
+    older_than_s: float | None = None
+    """And everything that is younger."""
+
+    def check(self) -> Rule:
+        """Return the rule, or raise UsageError where it can't be meant."""
+        if self.last < 0 or self.every < 0:
+            raise UsageError(f"keep-last {self.last}, keep-every {self.every}: expected numbers from 0 on")
+        if self.every and not self.last and self.older_than_s is None:
+            raise UsageError("keep-every alone says nothing of the newest steps; add --keep-last or --older-than")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A published step, as far as the rule asks."""
+
+    version: Version
+    written_at: float
+    """Seconds since 1970."""
+    complete: bool
+
+
+def doomed(steps: Sequence[Kept], rule: Rule, now: float) -> tuple[Version, ...]:
+    """The published steps that the rule does not keep, oldest first.
+
+    Never the newest complete one, nor anything that is newer: so nothing goes where no step is complete. Broken ones don't
+    count among those to keep.
+    """
+    complete = [step.version for step in steps if step.complete]
+    if not complete or not (rule.last or rule.older_than_s is not None):
+        return ()
+    kept = set(complete) - set(excess(complete, max(1, rule.last), rule.every))
+    return tuple(
+        step.version
+        for step in sorted(steps, key=lambda step: step.version)
+        if step.version not in kept
+        and step.version < max(complete)
+        and (not rule.every or step.version.step % rule.every)
+        and (rule.older_than_s is None or now - step.written_at >= rule.older_than_s)
+    )

@@ -5,13 +5,9 @@ Exit codes: 0 fine, 1 a problem was found, 2 wrong usage.
 
 from __future__ import annotations
 
-import contextlib
-import json
 import logging
-import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,12 +15,26 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from ckptd.ckpt.client import Client
-from ckptd.ckpt.errors import CkptdError, UsageError
-from ckptd.ckpt.model import Version
+from ckptd.ckpt.errors import CkptdError
 from ckptd.ckpt.settings import read
-from ckptd.daemon import bars, certs_command, tables
-from ckptd.daemon.cli_options import AsJson, Bandwidth, CpuShare, Domain, GroupSize, Job, Parity, RunDir, Slots, TlsDir
+from ckptd.daemon import certs_command, tables
+from ckptd.daemon.asking import client_of, show, work_bar
+from ckptd.daemon.cli_options import (
+    AsJson,
+    Bandwidth,
+    CpuShare,
+    Domain,
+    FromStorage,
+    GroupSize,
+    Job,
+    Parity,
+    RunDir,
+    Slots,
+    TlsDir,
+)
+from ckptd.daemon.export_command import export
+from ckptd.daemon.gc_command import gc, list_storage
+from ckptd.daemon.import_command import import_files
 from ckptd.daemon.incidents_command import incidents
 from ckptd.daemon.launch_commands import RUN_SETTINGS, restart, run
 from ckptd.daemon.plan_command import plan
@@ -130,6 +140,9 @@ def serve(
     run_daemon(settings.config(), clean_exit=clean_exit)
 
 
+app.command()(export)
+app.command("import")(import_files)
+app.command()(gc)
 app.command()(certs_command.certs)
 app.command()(incidents)
 
@@ -141,8 +154,14 @@ def status(run_dir: RunDir = None, job: Job = None, as_json: AsJson = False) -> 
 
 
 @app.command("list")
-def list_steps(run_dir: RunDir = None, job: Job = None, as_json: AsJson = False) -> None:
-    """Every step that could be restored, where it is, and which one a restart would choose."""
+def list_steps(storage: FromStorage = None, run_dir: RunDir = None, job: Job = None, as_json: AsJson = False) -> None:
+    """Every step that could be restored, where it is, and which one a restart would choose.
+
+    With `--storage DIR`: what is persisted there, of all jobs or of `--job`; no daemon is asked.
+    """
+    if storage is not None:
+        list_storage(storage, job, as_json)
+        return
     _show("List", run_dir, job, as_json, tables.steps)
 
 
@@ -162,55 +181,6 @@ def recover(run_dir: RunDir = None, job: Job = None, as_json: AsJson = False) ->
 
 
 @app.command()
-def export(
-    step: Annotated[str, typer.Argument(help="The step to export: a number, or 'latest'.")],
-    directory: Annotated[Path, typer.Argument(help="Where to write; must not exist or be empty.")],
-    fmt: Annotated[
-        str,
-        typer.Option(
-            "--format", help="safetensors (one file), dcp (torch.distributed.checkpoint), torch (torch.save)."
-        ),
-    ] = "safetensors",
-    run_dir: RunDir = None,
-    job: Job = None,
-    as_json: AsJson = False,
-) -> None:
-    """Write a step from memory or storage as files that other tools open. No trainer is needed."""
-    if fmt not in ("safetensors", "dcp", "torch"):
-        raise UsageError(f"format {fmt!r}: expected safetensors, dcp or torch")
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise UsageError(f"{directory} is not an empty directory; choose another")
-    client = _client(run_dir, job)
-    version = _pick(client.document("List"), step)
-    with _bar(f"gathering {version}", "gather", run_dir, job, as_json):
-        found = client.gather(version)
-    try:
-        # torch lives in a process of its own: the command line stays quick, and the daemon's side never imports it.
-        command = [
-            sys.executable,
-            "-m",
-            "ckptd.integrations.export",
-            fmt,
-            str(directory),
-            *(str(item.path) for item in found),
-        ]
-        with Console(stderr=True, quiet=as_json).status(f"writing {directory}"):
-            done = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)
-    finally:
-        client.release(version)
-    if done.returncode:
-        raise CkptdError(f"the export ended with code {done.returncode}; see the message above")
-    result = {
-        "epoch": version.epoch,
-        "step": version.step,
-        "format": fmt,
-        "directory": str(directory),
-        **json.loads(done.stdout),
-    }
-    _print(result, as_json, tables.exported)
-
-
-@app.command()
 def doctor(
     segment_dir: Annotated[Path | None, typer.Option(help="As for `serve`.", show_default=False)] = None,
     storage: Annotated[Path | None, typer.Option(help="As for `serve`.", show_default=False)] = None,
@@ -222,7 +192,7 @@ def doctor(
     from ckptd.daemon.doctor import examine
 
     found = examine(read(segment_dir=segment_dir, storage=storage, run_dir=run_dir, job=job).config())
-    _print(found, as_json, tables.diagnosis)
+    show(found, as_json, tables.diagnosis)
     raise typer.Exit(0 if found["ok"] else 1)
 
 
@@ -343,51 +313,16 @@ def _log(verbose: bool) -> None:
     logging.getLogger("ckptd").setLevel(logging.DEBUG if verbose else logging.INFO)
 
 
-def _client(run_dir: Path | None, job: str | None) -> Client:
-    settings = read(run_dir=run_dir, job=job)
-    return Client(settings.where(), settings.job)
-
-
-def _bar(what: str, work: str, run_dir: Path | None, job: str | None, as_json: bool) -> AbstractContextManager[None]:
-    """A progress bar of the daemon's work; it has a client of its own, as a client serves one thread."""
-
-    def ask() -> bars.Work:
-        with contextlib.closing(_client(run_dir, job)) as client:
-            found: bars.Work = client.document("Status").get("work", {})
-            return found
-
-    return bars.bar(what, work, ask, quiet=as_json)
-
-
 def _show(
     method: str, run_dir: Path | None, job: str | None, as_json: bool,
     render: Callable[[dict[str, Any]], Any], doing: str = "asking the daemon",
 ) -> None:  # fmt: skip
     work = {"Verify": "verify", "Recover": "rebuild"}.get(method, "")
-    with _bar(doing, work, run_dir, job, as_json or not work):
-        content = _client(run_dir, job).document(method, 700.0)
-    _print(content, as_json, render)
+    with work_bar(doing, work, run_dir, job, quiet=as_json or not work):
+        content = client_of(run_dir, job).document(method, 700.0)
+    show(content, as_json, render)
     if not content.get("ok", True):
         raise typer.Exit(1)
-
-
-def _print(content: dict[str, Any], as_json: bool, render: Callable[[dict[str, Any]], Any]) -> None:
-    if as_json:
-        typer.echo(json.dumps(content, indent=1))
-    else:
-        Console().print(render(content))
-
-
-def _pick(listing: dict[str, Any], step: str) -> Version:
-    rows = [row for row in listing["steps"] if row["recoverable"]]
-    if step != "latest":
-        if not (step.isascii() and step.isdigit()):
-            raise UsageError(f"step {step!r}: expected a number or 'latest'")
-        rows = [row for row in rows if row["step"] == int(step)]
-    if not rows:
-        known = ", ".join(str(row["step"]) for row in listing["steps"] if row["recoverable"]) or "none"
-        raise CkptdError(f"step {step} can't be recovered; recoverable steps: {known} (`ckptd list` says why)")
-    return Version(rows[0]["epoch"], rows[0]["step"])
 
 
 if __name__ == "__main__":

@@ -43,3 +43,8 @@ TlsDir = Annotated[
     Path | None,
     typer.Option(help="This node's files of `ckptd certs`: encrypts all that daemons send.", show_default=False),
 ]
+FromStorage = Annotated[
+    str | None,
+    typer.Option("--storage", help="Look at this storage directory itself; no daemon is asked.", show_default=False),
+]
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]

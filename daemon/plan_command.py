@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Annotated, Any
@@ -19,11 +18,9 @@ from ckptd.ckpt.placement import breaches, parity_of, place, verdict
 from ckptd.ckpt.settings import read
 from ckptd.daemon import tables
 from ckptd.daemon.cli_options import AsJson, GroupSize, Parity, Slots
+from ckptd.daemon.sizes import parse_size
 
 NODES_MAX = 100_000
-PAYLOAD_MAX = 1 << 46
-SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,6})?) ?([kMGT]i?)?B?")
-UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 
 
 def plan(
@@ -57,7 +54,7 @@ def plan(
         parity=settings.parity,
         size=settings.group_size,
         slots=settings.slots,
-        payload=None if payload is None else parse_size(payload),
+        payload=None if payload is None else parse_size(payload, "--payload"),
     )
     if as_json:
         typer.echo(json.dumps(content, indent=1))
@@ -121,15 +118,6 @@ def split_names(text: str) -> list[str]:
         if "[" in part or "]" in part:
             inside = part.rfind("[") > part.rfind("]")
     return [name.strip() for name in names]
-
-
-def parse_size(text: str) -> int:
-    """A number of bytes, as 1000, 20GB or 18.5GiB. Raises UsageError."""
-    match = SIZE.fullmatch(text.strip())
-    size = int(float(match[1]) * UNITS[match[2] or ""]) if match else 0
-    if not 1 <= size <= PAYLOAD_MAX:
-        raise UsageError(f"--payload {text!r}: expected bytes up to {PAYLOAD_MAX}, as 1000, 20GB or 18.5GiB")
-    return size
 
 
 def _row(

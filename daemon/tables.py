@@ -186,9 +186,13 @@ def plan(content: dict[str, Any]) -> RenderableType:
 
 
 def exported(content: dict[str, Any]) -> RenderableType:
-    return Text(
-        f"step {content['step']} as {content['format']}: {', '.join(content['files'])} in {content['directory']}"
-    )
+    size = f"{content['tensors']} tensors, {decimal(content['bytes'])}"
+    files = ", ".join(content["files"][:4]) + (", ..." if len(content["files"]) > 4 else "")
+    lines = [Text(f"step {content['step']} as {content['format']}: {files} in {content['directory']} ({size})")]
+    if content["left_out"]:
+        names = ", ".join(content["left_out"][:5]) + (", ..." if len(content["left_out"]) > 5 else "")
+        lines.append(Text(f"left out {len(content['left_out'])} values that are no tensors ({names}); dcp keeps them"))
+    return Group(*lines)
 
 
 def _facts(*pairs: tuple[str, str]) -> Table:

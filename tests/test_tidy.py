@@ -24,7 +24,8 @@ PURE = (
 
     "daemon/observe/recorder.py", "daemon/observe/digests.py", "ckpt/sighting.py",
     "ckpt/retention.py", "ckpt/tables.py", "ckpt/errors.py", "erasure/layout.py", "erasure/code.py",
-    "erasure/portable.py",
+    "erasure/portable.py", "daemon/sizes.py", "integrations/exchange/content.py", "integrations/exchange/symbols.py",
+    "integrations/exchange/distcp.py",
 )  # fmt: skip
 EFFECTS = {
     "os",
@@ -86,13 +87,14 @@ def test_the_pure_core_has_no_effects(name: str) -> None:
 
 def test_nothing_is_pickled() -> None:
     """No pickle, and nothing from a wire or from storage goes through torch.load."""
-    banned = re.compile(r"^\s*(import pickle|from pickle)|\btorch\.load\(|\bpickle\.loads?\(", re.MULTILINE)
+    banned = re.compile(r"^\s*(import pickle|from pickle)\b|\btorch\.load\(|\bpickle\.loads?\(", re.MULTILINE)
     bad = [
         name_of(path)
         for path in sources("ckpt", "daemon", "erasure", "integrations", "examples")
         if banned.search(path.read_text())
     ]
-    assert not bad
+    assert bad == ["integrations/exchange/sandbox.py"]  # a child process with limits, for `ckptd import` alone
+    assert "weights_only=True" in (ROOT / bad[0]).read_text()
 
 
 def test_the_environment_is_read_in_one_place() -> None:
@@ -121,6 +123,7 @@ def test_broad_excepts_are_counted() -> None:
         "daemon/range_reader.py",  # a connection in an unknown state is closed, then the error goes on
         "integrations/capture.py",  # nothing that goes wrong in the background may kill the training
         "integrations/checkpointer.py",
+        "integrations/exchange/sandbox.py",  # torch raises anything for bytes that somebody else chose
     }
 
 

@@ -8,6 +8,7 @@ that commit or not at all.
 from __future__ import annotations
 
 import io
+from collections.abc import Container
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -77,7 +78,7 @@ class Contents:
         box, whole = Box(tuple(described.chunk.offsets), tuple(local.shape)), tuple(described.size)
         if len(whole) != len(box.shape) or any(map(_beyond, box.offsets, box.shape, whole)):
             raise StateError(f"{name}: the plan puts {list(box.shape)} at {list(box.offsets)} of {list(whole)}")
-        made = entry(self._free(name), local, whole, box)
+        made = entry(free_name(name, self.parts), local, whole, box)
         self.add(made, local)
         self.written.append((item.index, Chunk(self._rank, made), made.nbytes))
 
@@ -97,12 +98,13 @@ class Contents:
         if self._objects:
             self.add_bytes(objects_name(self._rank), self._objects)
 
-    def _free(self, name: str) -> str:
-        """A name for an entry: a tensor may have several parts here, and some names have a meaning."""
-        free = f"tensor.{name}" if name.startswith(("ckptd.", "__metadata__")) else name
-        while free in self.parts:
-            free += "#"
-        return free
+
+def free_name(name: str, taken: Container[str]) -> str:
+    """A name for an entry of a tensor: it may have several parts in an image, and some names have a meaning."""
+    free = f"tensor.{name}" if name.startswith(("ckptd.", "__metadata__")) else name
+    while free in taken:
+        free += "#"
+    return free
 
 
 def _beyond(first: int, count: int, whole: int) -> bool:

@@ -7,24 +7,37 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from tests.cluster import daemon_here, fill, shm_dir, until
+from tests.console import Run, console
 from tests.payload import JOB, bytes_of, flip
 
 from ckptd import __version__
 from ckptd.ckpt.client import Client
 from ckptd.ckpt.config import Config
+from ckptd.ckpt.errors import CkptdError
 from ckptd.ckpt.model import Version
-from ckptd.daemon import cli
+from ckptd.daemon import export_command
 
 SIZE = 300_000
-COMMANDS = ("serve", "status", "list", "verify", "recover", "export", "doctor", "demo", "plan", "restart")
-Run = Callable[..., tuple[int, str, str]]
+COMMANDS = (
+    "serve",
+    "status",
+    "list",
+    "verify",
+    "recover",
+    "export",
+    "doctor",
+    "demo",
+    "plan",
+    "restart",
+    "import",
+    "gc",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -40,22 +53,8 @@ def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run the command line in this process: exit code, standard output, standard error."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["ckptd", *map(str, arguments)])
-        capsys.readouterr()
-        try:
-            cli.main()
-        except SystemExit as done:
-            code = done.code
-        else:
-            code = 0
-        out, err = capsys.readouterr()
-        assert isinstance(code, int | None), code
-        return code or 0, out, err
-
-    return call
+    """The command line in this process."""
+    return console(monkeypatch, capsys)
 
 
 @pytest.fixture
@@ -304,26 +303,26 @@ def test_problems_are_code_1(run: Run, config: Config, monkeypatch: pytest.Monke
         assert run("list", "--run-dir", config.run_dir)[0] == 1  # nothing could be restored
 
 
-def test_export(run: Run, daemon: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, config: Config) -> None:
-    """The images of the chosen step are handed to the exporter; its failure is code 1, its result is shown."""
-    commands: list[list[str]] = []
-    answers = [
-        SimpleNamespace(returncode=0, stdout='{"files": ["model.safetensors"]}'),
-        SimpleNamespace(returncode=3, stdout=""),
-    ]
+def test_export(run: Run, daemon: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The images of the chosen step are handed to the conversion; its failure is code 1, its result is shown."""
+    asked: list[dict[str, Any]] = []
 
-    def pretend(command: list[str], **_: Any) -> Any:
-        commands.append(command)
-        assert all(Path(image).read_bytes() == bytes_of(Version(1, 11), 0, SIZE) for image in command[5:])
-        return answers[len(commands) - 1]
+    def pretend(module: str, what: dict[str, Any], *_: Any, **__: Any) -> dict[str, Any]:
+        asked.append(what)
+        assert [Path(image).read_bytes() for image in what["images"]] == [bytes_of(Version(1, 11), 0, SIZE)]
+        if len(asked) > 1:
+            raise CkptdError("no")
+        return {"files": ["checkpoint.pt"], "tensors": 3, "bytes": 5000, "left_out": []}
 
-    monkeypatch.setattr(subprocess, "run", pretend)
-    code, out, err = run("export", "latest", "out", "--format", "torch", *daemon)
-    assert (code, out, err) == (0, "step 11 as torch: model.safetensors in out\n", "")
-    assert commands[0][1:5] == ["-m", "ckptd.integrations.export", "torch", "out"]
-    code, out, err = run("export", "11", "out", "--json", *daemon)
-    assert (code, out) == (1, "")
-    assert err == "ckptd: the export ended with code 3; see the message above\n"
+    monkeypatch.setattr(export_command, "convert", pretend)
+    code, out, err = run("export", "latest", "out", "--format", "torch", "--part", "model", *daemon)
+    assert (code, out, err) == (0, "step 11 as torch: checkpoint.pt in out (3 tensors, 5.0 kB)\n", "")
+    assert (asked[0]["format"], asked[0]["directory"], asked[0]["part"]) == (
+        "torch",
+        str(Path("out").absolute()),
+        "model",
+    )
+    assert run("export", "11", "out", "--json", *daemon) == (1, "", "ckptd: no\n")
 
 
 @pytest.mark.parametrize(("step", "code"), [("12", 1), ("x", 2), ("-1", 2), ("²", 2), ("", 2), ("9" * 30, 1)])

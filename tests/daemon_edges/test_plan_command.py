@@ -6,7 +6,8 @@ import pytest
 
 from ckptd.ckpt.errors import UsageError
 from ckptd.ckpt.model import PIECE, pieces_of
-from ckptd.daemon.plan_command import outlook, parse_size, split_names, standing
+from ckptd.daemon.plan_command import outlook, split_names, standing
+from ckptd.daemon.sizes import parse_size
 from ckptd.erasure import Layout
 
 
@@ -88,11 +89,11 @@ def test_commas_in_brackets_belong_to_the_name(text: str, names: list[str]) -> N
 )
 def test_sizes(text: str, size: float) -> None:
     """Decimal and binary units, with a fraction or none."""
-    assert parse_size(text) == size
+    assert parse_size(text, "--payload") == size
 
 
 @pytest.mark.parametrize("text", ["", "GB", "-1", "1e9", "0.0001", "20gb", "1PB", "٣", "nan", "9" * 400, "65TiB"])
 def test_sizes_that_are_none(text: str) -> None:
     """Wrong usage, with examples of what is right."""
     with pytest.raises(UsageError, match="as 1000, 20GB or"):
-        parse_size(text)
+        parse_size(text, "--payload")

@@ -23,7 +23,7 @@ from ckptd.ckpt.errors import CkptdError, StateError, Unrecoverable, UsageError
 from ckptd.ckpt.model import Version
 from ckptd.dcp import AsyncStager, LoadPlanner, StorageReader, StorageWriter
 from ckptd.integrations.checkpointer import Checkpointer
-from ckptd.integrations.export import join
+from ckptd.integrations.exchange.steps import content_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
@@ -93,9 +93,10 @@ def test_an_image_opens_without_ckptd(channel: FakeChannel) -> None:
     found = {"model.weight": torch.zeros(2, 3)}
     dcp_load(found, storage_reader=HuggingFaceStorageReader(str(channel.image(Version(1, 1)).parent)))
     assert found["model.weight"].tolist() == [[0, 1, 2], [3, 4, 5]]
-    tensors, version, job = join([channel.image(Version(1, 1))])
-    assert tensors["model.weight"].equal(found["model.weight"])
-    assert (version, job) == (Version(1, 1), "job")
+    content = content_of([channel.image(Version(1, 1))])
+    (weight,) = content.tensors
+    assert (weight.name, content.step) == ("model.weight", 1)
+    assert torch.cat(list(weight.bands())).equal(found["model.weight"])
 
 
 def test_an_async_save_holds_what_was_there_when_it_was_called(channel: FakeChannel) -> None:

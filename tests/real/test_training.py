@@ -63,7 +63,7 @@ def test_a_step_leaves_as_files_without_any_trainer(tmp_path: Path) -> None:
             assert done.returncode == 0, done.stderr
             assert json.loads(done.stdout)["step"] == 20
         assert not list((job.segments / "restore").glob("*"))
-        tensors = load_file(tmp_path / "safetensors" / "checkpoint.safetensors")
+        tensors = load_file(tmp_path / "safetensors" / "model.safetensors")
         model = GPT(TINY)
         model.load_state_dict({name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model.")})
         pickled = torch.load(tmp_path / "torch" / "checkpoint.pt", weights_only=True)
