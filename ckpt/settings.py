@@ -51,6 +51,7 @@ class Settings(BaseSettings):
     nice: int = 19
     bandwidth_bytes_s: int = 0
     cpu_share: float = 0.0
+    act: str = "restart"
 
     @field_validator("persist_every")
     @classmethod
@@ -111,6 +112,7 @@ class Settings(BaseSettings):
             nice=self.nice,
             bandwidth_bytes_s=self.bandwidth_bytes_s,
             cpu_share=self.cpu_share,
+            act=self.act,
         ).validate()
         return replace(config, tls=self.tls(datetime.now(timezone.utc)))
 
