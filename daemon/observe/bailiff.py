@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import inf
 
 from ckptd.ckpt.inventory import Ledger
 from ckptd.ckpt.rounds import GIVEN_UP_EXIT, REASON_CHARS, isolated
@@ -52,6 +53,13 @@ class Errand:
     incident: int
     event: RestartAsked
     due: float
+    asked: bool = False
+    """Whether it was asked for before."""
+
+    @property
+    def is_restart(self) -> bool:
+        """Whether it is done when the round of its life is over, whoever has seen to that."""
+        return not (self.event.admit or self.event.isolate or self.event.give_up)
 
 
 class Bailiff:
@@ -88,12 +96,10 @@ class Bailiff:
         evidence = (("silent_s", silent_s),)
         return [Verdict(Syndrome.NODE_LOST, reason, ranks=ranks, nodes=tuple(nodes), evidence=evidence, epoch=epoch)]
 
-    def follows_from_restart(self, verdict: Verdict, scene: Scene, now: float) -> bool:
-        """Whether ranks that went did so because their round was over: their agents have ended them."""
-        if verdict.syndrome is not Syndrome.CRASH or scene.breach is None:
-            return False
-        of, at = scene.breach
-        return self._life == (verdict.epoch, of) and now - dict(verdict.evidence).get("ago_s", 0.0) > at
+    def over_since(self, epoch: int, scene: Scene) -> float:
+        """Since when the round of this life is over: who goes after that was ended by its agent. Infinity: it goes on."""
+        of, at = scene.breach or (None, inf)
+        return at if of is not None and self._life == (epoch, of) else inf
 
     def take(self, incident: int, verdict: Verdict, facts: Facts, scene: Scene, now: float) -> Action:
         """Decide about a verdict, and keep in mind what has to be asked for. Whatever it says, one restart a life."""
@@ -103,7 +109,7 @@ class Bailiff:
             self._ended = verdict.epoch if decision.act in ACTIVE else self._ended
             return Action(decision, f"its place is free for who comes, and the agents restart: {over}", ends_life=True)
         if decision.act not in ACTIVE:
-            return Action(decision, "nothing", ends_life=False)
+            return Action(decision, "nothing is done", ends_life=False)
         self._ended = verdict.epoch
         if self._advises or not agents:
             why = "this daemon is set to advise" if agents else "no agents of ckptd (`ckptd run`) launch this job"
@@ -117,18 +123,23 @@ class Bailiff:
         done = f"left to the agents, for {AGENTS_S:g} s" if waits else "the agents are asked"
         return Action(decision, done, ends_life=True)
 
-    def errands(self, scene: Scene, now: float) -> list[Errand]:
+    def errands(self, now: float) -> list[Errand]:
         """What has to be asked for now. What is not achieved is asked for again; what is, is forgotten."""
-        over = self._over(self._life[0], scene)
-        self._errands = [e for e in self._errands if e.event.admit or e.event.isolate or e.event.give_up or not over]
         found = [errand for errand in self._errands if errand.due <= now]
-        self._errands = [replace(e, due=now + AGAIN_S) if e in found else e for e in self._errands]
+        self._errands = [replace(e, due=now + AGAIN_S, asked=True) if e in found else e for e in self._errands]
         return found
+
+    def settled(self, scene: Scene) -> list[tuple[int, str]]:
+        """The incidents whose restart needed no asking, and how it came about. Call it before `errands`."""
+        over = self._over(self._life[0], scene)
+        done = [errand for errand in self._errands if errand.is_restart and over]
+        self._errands = [errand for errand in self._errands if errand not in done]
+        return [(e.incident, f"the agents restart by themselves: {over}") for e in done if not e.asked]
 
     def heard(self, errand: Errand, problem: str, now: float) -> str:
         """How asking went ('' or why it was refused); returns that in words for the record."""
         asked = errand.event
-        if not (asked.isolate or asked.admit or asked.give_up):  # it is asked for again until the round is over
+        if errand.is_restart:  # it is asked for again until the round is over
             return f"refused: {problem}" if problem else "the agents were asked to restart"
         self._errands = [other for other in self._errands if other.event != asked]
         if problem and asked.isolate:

@@ -23,7 +23,7 @@ from ckptd.daemon.observe.incidents import Incidents, summary
 from ckptd.daemon.watch.judge import Judge
 from ckptd.daemon.watch.layout import Layout
 from ckptd.daemon.watch.observations import Exchange, NodeReport, Process, Table, read_digests, read_samples
-from ckptd.daemon.watch.verdicts import STANDS, Verdict
+from ckptd.daemon.watch.verdicts import STANDS, Syndrome, Verdict
 
 log = logging.getLogger(__name__)
 
@@ -130,7 +130,8 @@ class Court:
             judge.hear(reports, at)
             self._bailiff.begins(judge.fleet.epoch, scene)
             verdicts = self._bailiff.lost(judge.fleet.layout.node_of.tolist(), judge.fleet.epoch, scene, at)
-            verdicts = verdicts or self._believed(judge.judge(at), scene, at)
+            judge.fleet.over_at = self._bailiff.over_since(judge.fleet.epoch, scene)
+            verdicts = self._believed(verdicts or judge.judge(at))
             self._wanted_probes = {}
             for receiver, sender in judge.probes:
                 self._wanted_probes.setdefault(receiver, []).append(sender)
@@ -139,7 +140,9 @@ class Court:
                 self._decide(self._cases[verdict.epoch, verdict.syndrome.value], scene, at)
             self._fence(scene, at)
             self._follow(at)
-            errands = self._bailiff.errands(scene, at)
+            for number, said in self._bailiff.settled(scene):
+                self._acted(number, said, at)
+            errands = self._bailiff.errands(at)
         for errand in errands:
             problem = self.on_restart(errand.event)
             with self._lock:
@@ -148,13 +151,15 @@ class Court:
 
     # ---- what is done about it --------------------------------------------------------------------
 
-    def _believed(self, verdicts: list[Verdict], scene: Scene, now: float) -> list[Verdict]:
-        """Without crashes that are the work of agents which restart; one that was there before stays."""
+    def _believed(self, verdicts: list[Verdict]) -> list[Verdict]:
+        """Without deaths that come to light when the life's end is decided: who dies of a lost peer was not the cause."""
+        ending = {case.verdict.epoch for case in self._cases.values() if case.ends_life}
         return [
             verdict
             for verdict in verdicts
-            if (verdict.epoch, verdict.syndrome.value) in self._cases
-            or not self._bailiff.follows_from_restart(verdict, scene, now)
+            if verdict.syndrome is not Syndrome.CRASH
+            or verdict.epoch not in ending
+            or (verdict.epoch, verdict.syndrome.value) in self._cases
         ]
 
     def _decide(self, case: Case, scene: Scene, now: float) -> None:

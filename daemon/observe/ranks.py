@@ -75,7 +75,9 @@ class RankEye:
         seen = self._seen(remarks)
         status = None if seen.closed else self._ask(remarks)  # its handlers have ended with it
         self.digest = digests.digest(self._life, seen, status, self.process.state(), self.groups)
-        if self._life.unmoved >= UNMOVED:
+        if (
+            self._life.unmoved >= UNMOVED and not seen.closed
+        ):  # a handler that waits for the GIL makes an ending Python abort
             self._suspect()
         elif self._life.unmoved == 0:
             self._asked_stack, self._stack = False, ""

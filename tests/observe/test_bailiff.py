@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import inf
 
 from tests.agents import Job, running
 
@@ -53,7 +54,8 @@ class Trial:
     def run(self, seconds: float = 0.0) -> int:
         """Time passes; whatever is due is asked for. How much that was."""
         self.job.passes(seconds)
-        errands = self.bailiff.errands(self.scene, self.job.now)
+        self.said += [said for _, said in self.bailiff.settled(self.scene)]
+        errands = self.bailiff.errands(self.job.now)
         for errand in errands:
             problem = self.job.launches[0].ask(errand.event, self.job.ledger)
             self.job.tell()
@@ -106,7 +108,7 @@ def test_a_verdict_on_an_earlier_life_does_nothing() -> None:
     action = trial.bailiff.take(INCIDENT, verdict, facts_of(trial.scene, 0, (0, 1)), trial.scene, 0.0)
     assert action.decision.act is Act.IGNORE
     assert "the job is in epoch 5" in action.decision.reason
-    assert trial.bailiff.errands(trial.scene, 100.0) == []
+    assert trial.bailiff.errands(100.0) == []
 
 
 def test_a_death_is_left_to_the_agents_who_see_it_and_acted_on_where_they_do_not() -> None:
@@ -117,6 +119,7 @@ def test_a_death_is_left_to_the_agents_who_see_it_and_acted_on_where_they_do_not
     trial.job.join(1, reason="rank 1 was ended by SIGKILL")
     assert trial.run(AGENTS_S) == 0
     assert trial.job.round.over == "node 1: rank 1 was ended by SIGKILL"
+    assert trial.said == ["the agents restart by themselves: node 1: rank 1 was ended by SIGKILL"]
 
     deaf = Trial(running(2))
     deaf.judged(Syndrome.CRASH, 1)
@@ -231,21 +234,17 @@ def test_an_isolation_that_is_refused_becomes_a_restart() -> None:
     assert trial.job.round.over == action.decision.reason
 
 
-def test_trainers_that_their_agents_end_have_not_crashed() -> None:
-    """Who went before the round was over did; who went after it was ended for that."""
+def test_a_life_is_over_when_its_round_is() -> None:
+    """The next life is not, nor is one of which no round is known."""
     trial = Trial(running(2))
+    assert trial.bailiff.over_since(trial.epoch, trial.scene) == inf
     trial.job.passes(10.0)
     trial.job.restart(0, "an operator's")
     trial.job.passes(1.0)
-
-    def follows(ago_s: float, epoch: int) -> bool:
-        verdict = Verdict(Syndrome.CRASH, "", (1,), (1,), evidence=(("ago_s", ago_s),), epoch=epoch)
-        return trial.bailiff.follows_from_restart(verdict, trial.scene, trial.job.now)
-
-    assert follows(0.5, trial.epoch)
-    assert not follows(1.5, trial.epoch)
+    assert trial.bailiff.over_since(trial.epoch, trial.scene) == 10.0
     trial.rejoin()
-    assert not follows(0.5, trial.epoch)
+    assert trial.bailiff.over_since(trial.epoch - 1, trial.scene) == inf
+    assert trial.bailiff.over_since(trial.epoch, trial.scene) == inf
 
 
 def test_a_restart_s_cost_is_what_the_last_one_took() -> None:

@@ -150,12 +150,17 @@ def test_an_operator_s_restart_leaves_no_incident(acting: Acting) -> None:
 
 
 def test_a_node_s_loss_is_recorded_with_its_place_kept_free(acting: Acting) -> None:
-    """The survivor that its agent ends has not crashed either."""
+    """The survivor that dies of it, a moment before the node counts as lost, is no incident, also when the node is back."""
     acting.job.train(10)
+    acting.job.set(0, process=Process.GONE, exit=1)
+    acting.job.say((0,))
     acting.agents.lost.add(1)
     acting.see()
-    acting.job.set(0, process=Process.GONE, exit=-9)
     acting.job.train(3, moving=(), speaking=(0,))
+    acting.agents.lost.clear()
+    acting.see()
+    acting.job.set(1, process=Process.GONE, exit=-9)
+    acting.job.train(3, moving=())
     (found,) = acting.job.incidents
     assert found["verdict"]["class"] == "node lost"
     assert found["verdict"]["suspects"] == {"ranks": [1], "nodes": [1], "links": []}
