@@ -20,6 +20,13 @@ def demo(
     kill_ranks: Annotated[
         str | None, typer.Option(help="Trainers to kill while their nodes live, as 0,3.", show_default=False)
     ] = None,
+    fault: Annotated[
+        str | None,
+        typer.Option(
+            help="Of --kill-ranks or --lose-nodes, and left to ckptd to notice: kill-rank, kill-node, hang, gil, slow-rank.",
+            show_default=False,
+        ),
+    ] = None,
     at_step: Annotated[int | None, typer.Option(help="When (default: in the middle).", show_default=False)] = None,
     steps: Annotated[int, typer.Option(help="Length of the training.")] = 40,
     seed: Annotated[int, typer.Option(help="Seed of the model and the data.")] = 1,
@@ -38,6 +45,7 @@ def demo(
         parity=min(1, nodes - 1) if parity is None else parity,
         lose_nodes=None if lose_nodes is None else parse_indices(lose_nodes, "--lose-nodes"),
         kill_ranks=parse_indices(kill_ranks or "", "--kill-ranks"),
+        fault=fault or "",
         at_step=at_step,
         steps=steps,
         seed=seed,
