@@ -16,6 +16,7 @@ MIB = 1024 * 1024
 BANDWIDTH_MIN = MIB
 CPU_SHARE_MIN = 0.01
 SOON_DAYS = 30
+ACTS = ("restart", "advise")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +98,10 @@ class Config:
     cpu_share: float = 0.0
     """The most CPU time that moving bytes between the nodes may take here, in cores (0.5: half of one); 0 is no cap."""
 
+    act: str = "restart"
+    """What follows from a verdict on a job that agents of ckptd launch: `restart` its trainers where the policy says so, or
+    `advise` people only. The collector's counts."""
+
     @property
     def whole_map(self) -> GroupMap:
         """The groups of all nodes as they are while no failure domain is known."""
@@ -155,6 +160,8 @@ class Config:
         return self
 
     def _check_caps(self) -> None:
+        if self.act not in ACTS:
+            raise UsageError(f"act {self.act!r}: expected {' or '.join(ACTS)}")
         if self.memory_bytes < 0:
             raise UsageError(f"memory_bytes {self.memory_bytes}: expected 0 or more")
         if not 0.0 <= self.stuck_after_s <= 1e9:  # which nan is not either

@@ -53,6 +53,7 @@ class Settings(BaseSettings):
     nice: int = 19
     bandwidth_bytes_s: int = 0
     cpu_share: float = 0.0
+    act: str = "restart"
 
     @field_validator("storage", mode="before")
     @classmethod
@@ -120,6 +121,7 @@ class Settings(BaseSettings):
             nice=self.nice,
             bandwidth_bytes_s=self.bandwidth_bytes_s,
             cpu_share=self.cpu_share,
+            act=self.act,
         ).validate()
         return replace(config, tls=self.tls(datetime.now(timezone.utc)))
 

@@ -20,6 +20,7 @@ from ckptd.ckpt.settings import read
 from ckptd.daemon import certs_command, tables
 from ckptd.daemon.asking import client_of, show, work_bar
 from ckptd.daemon.cli_options import (
+    ActOn,
     AsJson,
     Bandwidth,
     CpuShare,
@@ -32,6 +33,7 @@ from ckptd.daemon.cli_options import (
     Slots,
     TlsDir,
 )
+from ckptd.daemon.demo.command import demo
 from ckptd.daemon.export_command import export
 from ckptd.daemon.gc_command import gc, list_storage
 from ckptd.daemon.import_command import import_files
@@ -118,6 +120,7 @@ def serve(
     ] = None,
     bandwidth_bytes_s: Bandwidth = None,
     cpu_share: CpuShare = None,
+    act: ActOn = None,
     clean_exit: Annotated[bool, typer.Option(help="Remove the snapshots when the daemon is stopped.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log every capture.")] = False,
 ) -> None:
@@ -133,7 +136,7 @@ def serve(
         job=job, node=node, nodes=nodes, parity=parity, group_size=group_size, domain=domain, run_dir=run_dir,
         segment_dir=segment_dir, storage=storage, persist_every=persist_every, keep_last=keep_last,
         keep_every=keep_every, secret_file=secret_file, slots=slots, memory_bytes=memory_bytes,
-        bandwidth_bytes_s=bandwidth_bytes_s, cpu_share=cpu_share, tls_dir=tls_dir,
+        bandwidth_bytes_s=bandwidth_bytes_s, cpu_share=cpu_share, tls_dir=tls_dir, act=act,
     )  # fmt: skip
     found = settings.found_domain()
     log.info("failure domain: %s (%s)", found.domain or "unknown", found.source)
@@ -196,44 +199,7 @@ def doctor(
     raise typer.Exit(0 if found["ok"] else 1)
 
 
-@app.command()
-def demo(
-    nodes: Annotated[int, typer.Option(help="Nodes on this machine.")] = 4,
-    parity: Annotated[
-        int | None, typer.Option(help="How many lost nodes parity can rebuild (default 1).", show_default=False)
-    ] = None,
-    lose_nodes: Annotated[
-        str | None, typer.Option(help="Nodes to lose, as 1,2 (default: node 1).", show_default=False)
-    ] = None,
-    kill_ranks: Annotated[
-        str | None, typer.Option(help="Trainers to kill while their nodes live, as 0,3.", show_default=False)
-    ] = None,
-    at_step: Annotated[int | None, typer.Option(help="When (default: in the middle).", show_default=False)] = None,
-    steps: Annotated[int, typer.Option(help="Length of the training.")] = 40,
-    seed: Annotated[int, typer.Option(help="Seed of the model and the data.")] = 1,
-    workdir: Annotated[Path | None, typer.Option(help="Where logs and persisted steps go.", show_default=False)] = None,
-    keep: Annotated[bool, typer.Option("--keep", help="Leave the run's directory with its persisted steps.")] = False,
-    report: Annotated[
-        Path | None, typer.Option(help="Write the result and all events as JSON.", show_default=False)
-    ] = None,
-) -> None:
-    """Train, lose a node, rebuild it from parity, and go on bit-exact: the main job, on this machine."""
-    from ckptd.daemon.demo.options import DemoOptions, parse_indices
-    from ckptd.daemon.demo.run import run_demo
-
-    options = DemoOptions(
-        nodes=nodes,
-        parity=min(1, nodes - 1) if parity is None else parity,
-        lose_nodes=None if lose_nodes is None else parse_indices(lose_nodes, "--lose-nodes"),
-        kill_ranks=parse_indices(kill_ranks or "", "--kill-ranks"),
-        at_step=at_step,
-        steps=steps,
-        seed=seed,
-        workdir=workdir,
-        keep=keep,
-        report=report,
-    )
-    raise typer.Exit(run_demo(options, Console()))
+app.command()(demo)
 
 
 @app.command()

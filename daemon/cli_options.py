@@ -39,6 +39,14 @@ CpuShare = Annotated[
     float | None,
     typer.Option(help="The most cores that moving bytes may take, as 0.5 (default 0: no cap).", show_default=False),
 ]
+ActOn = Annotated[
+    str | None,
+    typer.Option(
+        "--act",
+        help="What follows from a verdict: restart the trainers (the default), or advise only.",
+        show_default=False,
+    ),
+]
 TlsDir = Annotated[
     Path | None,
     typer.Option(help="This node's files of `ckptd certs`: encrypts all that daemons send.", show_default=False),

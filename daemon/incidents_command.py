@@ -19,7 +19,9 @@ _SHOWN = {
     "opened": "detected",
     "verdict": "the verdict changed",
     "stack": "stacks of rank {rank}",
-    "isolated": "isolated",
+    "decided": "decided: {decision[act]}; {decision[done]}",
+    "acted": "{done}",
+    "isolated": "the culprit has ended",
     "resumed": "state ready: step {chosen[step]} in epoch {epoch}, from {chosen[tier]}",
     "first step": "first step: {step}",
     "closed": "closed: {reason}",
@@ -66,6 +68,9 @@ def timeline(content: dict[str, Any]) -> RenderableType:
         Text(f"incident {item['id']}: {verdict.get('class', '-')}, {suspects(verdict)}", style="bold"),
         Text(f"{verdict.get('reason', '')} ({verdict.get('confidence', '-')})"),
     ]
+    if decision := item.get("decision"):
+        said = f"{decision.get('act', '-')}: {decision.get('reason', '')} ({decision.get('done', '-')})"
+        lines.append(Text(f"decision: {said}"))
     start = times.get("t_fault", times.get("t_detected", 0.0))
     table = table_of("", "at", "after", "what")
     if "t_fault" in times:

@@ -104,6 +104,8 @@ class Launch:
             return "a node can't be isolated and let in at once"
         if ledger is None:
             return "no collector was heard yet; try again in a moment"
+        if event.round is not None and (ledger.round is None or ledger.round.order != event.round):
+            return f"round {event.round[0]} is not the newest any more, so its trainers have been restarted already"
         if not event.isolate and not event.admit and ledger.round is None:
             return "no agents train here; they come with `ckptd run` or torchrun --rdzv-backend ckptd"
         out = {*isolated(ledger.isolations), *event.isolate} - {*event.admit}

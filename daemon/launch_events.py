@@ -46,3 +46,5 @@ class RestartAsked:
     """Nodes that are let in again."""
     give_up: bool = False
     """End the job instead: a restart would only fail again."""
+    round: tuple[int, str] | None = None
+    """The round that is meant, by its `order`: refused when another one is the newest by now. None: whichever is."""

@@ -28,6 +28,7 @@ from ckptd.daemon.fetch import Fetcher
 from ckptd.daemon.jobs import Jobs
 from ckptd.daemon.limits import limits
 from ckptd.daemon.node import Node
+from ckptd.daemon.observe.bailiff import Bailiff
 from ckptd.daemon.observe.court import Court
 from ckptd.daemon.observe.incidents import Incidents
 from ckptd.daemon.observe.links import Links
@@ -149,9 +150,9 @@ def _watch(
     parts.callback(links.close)
     plugins = Plugins(installed())
     parts.callback(plugins.close)
-    court = Court(Incidents(config.run_dir / "incidents"))
+    court = Court(Incidents(config.run_dir / "incidents"), Bailiff(config.act))
     watcher = Watcher(config, driver, peers, court, links, plugins, boot)
-    court.on_urgent, peers.answered = watcher.wake, watcher.answered
+    court.on_urgent, court.on_restart, peers.answered = watcher.wake, watcher.restart, watcher.answered
     parts.callback(watcher.close)
     return watcher, court
 

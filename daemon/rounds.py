@@ -43,6 +43,8 @@ class Rounds:
         self._boot, self._lost_after_s = boot, lost_after_s
         self.round: Round | None = None
         self.isolations: tuple[Isolation, ...] = ()
+        self.breach: tuple[tuple[int, str], float] | None = None
+        """The `order` of the last round that this collector found over, and when."""
         self._since: dict[str, tuple[object, float]] = {}
         """Since when something has been so, as this collector saw it."""
 
@@ -67,9 +69,15 @@ class Rounds:
         over = round_.over or _breach(facts, round_) or self._unsure(facts, round_, now)
         end = _end(facts, round_, over)
         if end is not None:
+            self._note_breach(round_, now)
             self._move("end", end)
         elif over and not round_.over:
+            self._note_breach(round_, now)
             self._move("break", replace(round_, over=over))
+
+    def _note_breach(self, round_: Round, now: float) -> None:
+        if self.breach is None or self.breach[0] != round_.order:
+            self.breach = (round_.order, now)
 
     def _unsure(self, facts: Ledger, round_: Round, now: float) -> str:
         """Why the round is over because of members of whom nothing is known, by now.

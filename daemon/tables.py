@@ -75,7 +75,7 @@ def status(content: dict[str, Any]) -> RenderableType:
 def _watched(content: dict[str, Any]) -> list[tuple[bool, str]]:
     """What is wrong with the job now, and what can't be seen of it; each with whether it is a suspicion."""
     wrong = [
-        (True, f"{item['class']}: {item['reason']} (`ckptd incidents {item['incident']}`)")
+        (True, f"{item['class']}: {item['reason']} (`ckptd incidents {item['incident']}`){_advice(item)}")
         for item in content.get("suspicions", [])
     ]
     return wrong + [(False, f"not seen: {text}") for text in content.get("remarks", [])[:8]]
@@ -94,6 +94,12 @@ def _storage(content: dict[str, Any]) -> list[str]:
             f"storage {content['where']} has taken nothing for {content['stuck_s']:.0f} s; check it and the way to it"
         ]
     return [f"not persisted: {content['problem']}"] if content.get("problem") else []
+
+
+def _advice(item: dict[str, Any]) -> str:
+    """What was decided about a suspicion, if that is more than to watch it."""
+    decision = item.get("decision") or {}
+    return f"; {decision['act']}: {decision['done']}" if decision.get("act") not in (None, "ignore", "warn") else ""
 
 
 def _launch(launch: dict[str, Any] | None) -> list[tuple[str, str]]:

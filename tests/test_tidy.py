@@ -22,7 +22,7 @@ PURE = (
     "ckpt/placement.py", "ckpt/domain.py", "ckpt/manifest.py", "ckpt/boxes.py", "ckpt/policy.py", "ckpt/pace.py",
     "ckpt/budget.py", "ckpt/place.py",
 
-    "daemon/observe/recorder.py", "daemon/observe/digests.py", "ckpt/sighting.py",
+    "daemon/observe/recorder.py", "daemon/observe/digests.py", "daemon/observe/bailiff.py", "ckpt/sighting.py",
     "ckpt/retention.py", "ckpt/tables.py", "ckpt/errors.py", "erasure/layout.py", "erasure/code.py",
     "erasure/portable.py", "daemon/sizes.py", "integrations/exchange/content.py", "integrations/exchange/symbols.py",
     "integrations/exchange/distcp.py",

@@ -9,6 +9,7 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from typing import Any
 import psutil
 
 from ckptd.ckpt.errors import CkptdError
+from ckptd.daemon.demo.faulty import FAULTS
 from ckptd.daemon.demo.options import DemoOptions, Layout
 from ckptd.daemon.demo.processes import MARK, Process, kill, reap, start, sweep, terminate
 from ckptd.daemon.demo.watch import tail_of
@@ -136,13 +138,30 @@ class Cluster:
         return (self.layout.run_dir(node) / "ckptd.sock").exists()
 
     def start_agent(self, node: int) -> None:
-        """Start the node's torchrun agent, which starts its trainer when all nodes are there."""
+        """Start the node's agent, which starts its trainer when all nodes are there: torchrun's, or `ckptd run` for a fault
+        that nobody else is to notice."""
         nodes, address = self.options.nodes, address_of(node)
+        more = {"CKPTD_RUN_DIR": str(self.layout.run_dir(node)), "CKPTD_JOB": JOB}
+        if self.options.fault:
+            run = [*ckptd_command(), "run", f"--nnodes={nodes}", "--nproc-per-node=1", f"--local-addr={address}"]
+            self.agents[node] = self.launch(f"agent-{node}", [*run, *self.misled(self.trainer("faulty"))], more)
+            return
         torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nnodes={nodes}:{nodes}", "--nproc-per-node=1"]
         torchrun += ["--max-restarts=50", "--rdzv-backend=c10d", f"--rdzv-id={self.layout.name}"]
         torchrun += [f"--rdzv-endpoint={self.rendezvous}", f"--rdzv-conf={RDZV}", f"--local-addr={address}"]
-        more = {"CKPTD_RUN_DIR": str(self.layout.run_dir(node)), "CKPTD_JOB": JOB}
         self.agents[node] = self.launch(f"agent-{node}", [*torchrun, *self.trainer("faulty")], more)
+
+    def misled(self, trainer: list[str]) -> list[str]:
+        """The training command, with the fault in it that comes at a signal."""
+        fault = self.options.fault
+        return ["-m", "ckptd.daemon.demo.faulty", fault, *trainer[1:]] if fault in FAULTS else trainer
+
+    def mislead(self, pids: Iterable[int]) -> float:
+        """Let the fault come over these trainers; return when."""
+        now = time.time()
+        for pid in pids:
+            os.kill(pid, signal.SIGUSR1)
+        return now
 
     def strike(self, nodes: Sequence[int], pids: Iterable[int]) -> float:
         """SIGKILL everything of these nodes and the trainers with these pids, all at once; return when."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ckptd.ckpt.errors import UsageError
+from ckptd.daemon.demo.judged import CLASSES
 
 NODES_MAX = 16
 """More would be slow on one machine; and torchrun orders nodes by address as text, which is ours up to 127.0.0.99."""
@@ -41,6 +42,9 @@ class DemoOptions:
     """Nodes to lose. None: node 1 (node 0 of a single one), unless ranks are to be killed."""
     kill_ranks: tuple[int, ...] = ()
     """Trainers to kill while their nodes live."""
+    fault: str = ""
+    """One that nobody but ckptd notices: launched by `ckptd run`, with `kill_ranks` or `lose_nodes` as whom it befalls (rank
+    or node 1). '': trainers and nodes are killed, and torchrun restarts."""
     at_step: int | None = None
     """The fault happens when every rank has finished this step. None: in the middle."""
     steps: int = 40
@@ -74,23 +78,40 @@ class DemoOptions:
             raise UsageError(f"persist_every {self.persist_every}: expected 1 or more")
         if self.timeout_s <= 0:
             raise UsageError(f"timeout_s {self.timeout_s}: expected a positive number of seconds")
+        self._check_fault()
         check_indices("--lose-nodes", self.lost, self.nodes)
         check_indices("--kill-ranks", self.kill_ranks, self.nodes)
-        if not self.lost and not self.kill_ranks:
+        if not self.lost and not self.killed:
             raise UsageError(
                 "neither --lose-nodes nor --kill-ranks names anybody: there would be nothing to recover from"
             )
 
+    def _check_fault(self) -> None:
+        if self.fault and self.fault not in CLASSES:
+            raise UsageError(f"--fault {self.fault}: expected one of {', '.join(CLASSES)}")
+        if self.fault == "kill-node":
+            if self.kill_ranks or 0 in self.lost:
+                raise UsageError(
+                    "--fault kill-node takes --lose-nodes, and not node 0, the collector: its successor acts on that loss, "
+                    "too, but has not seen the job before and records no verdict"
+                )
+        elif self.fault and self.lose_nodes is not None:
+            raise UsageError(f"--fault {self.fault} befalls ranks; say --kill-ranks, not --lose-nodes")
+
     @property
     def lost(self) -> tuple[int, ...]:
         """The nodes that will be lost."""
+        if self.fault not in ("", "kill-node"):
+            return ()
         if self.lose_nodes is not None:
             return self.lose_nodes
         return () if self.kill_ranks else (min(1, self.nodes - 1),)
 
     @property
     def killed(self) -> tuple[int, ...]:
-        """The ranks that will be killed on nodes that live on."""
+        """The ranks that will be killed on nodes that live on, or that `fault` befalls."""
+        if self.fault not in ("", "kill-node"):
+            return self.kill_ranks or (min(1, self.nodes - 1),)
         return tuple(rank for rank in self.kill_ranks if rank not in self.lost)
 
     @property

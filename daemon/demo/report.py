@@ -11,6 +11,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from ckptd.daemon.demo.judged import Injected, Judged, add_rows, describe_entry, judged
 from ckptd.daemon.demo.watch import Event
 
 PER_STEP = {"step", "captured", "sealed", "protected"}
@@ -58,6 +59,8 @@ class Report:
     parity_bytes: tuple[int, ...]
     comparison: Comparison
     events: tuple[Event, ...]
+    judged: Judged | None = None
+    """What ckptd made of a fault that nobody else was to notice."""
 
     @property
     def lost_steps(self) -> int:
@@ -81,6 +84,7 @@ class Report:
             "losses_compared": self.comparison.losses,
             "different": list(self.comparison.different),
             "digest": self.comparison.digest,
+            **(self.judged.as_json(self.t_fault) if self.judged else {}),
             "events": [event.as_json() for event in self.events if event.name not in PER_STEP],
         }
 
@@ -155,16 +159,23 @@ def build_report(
     steps: int,
     t_start: float,
     t_fault: float,
+    injected: Injected | None = None,
 ) -> Report:
-    """Put the report together; `statuses` is what each node said about itself at the end, in their order."""
+    """Put the report together; `statuses` is what each node said about itself at the end, in their order. `injected`: the
+    truth about a fault that is to be judged."""
     ranks = nodes  # each has one
     events = sorted(faulty, key=lambda event: event.t)
     reached, restored, first_step = lives_of(events, ranks)
     after = [event for event in events if event.t >= t_fault]
-    detected = [event.t for event in after if event.name in ("node_lost", "rank_lost")]
+    found = judged(injected, events, t_fault) if injected else None
+    if not of_trainers(after, "restored"):  # nobody had to begin anew
+        reached, restored, first_step = 0, 0, None
+    detected = [
+        event.t for event in after if event.name in (("node_lost", "rank_lost") if found is None else ("opened",))
+    ]
     rebuilt = [event.t for event in after if event.name == "rebuilt" and event.t <= (first_step or event.t)]
     gathered = [event.t for event in after if event.name == "gathered" and event.t <= (first_step or event.t)]
-    decided = [event.fields for event in after if event.name == "decided"]
+    decided = [event.fields for event in after if event.name == "decided" and event.told_by == "daemon"]
 
     def since_fault(t: float | None) -> float | None:
         return None if t is None else round(t - t_fault, 3)
@@ -187,6 +198,7 @@ def build_report(
         parity_bytes=tuple(int(status["bytes"]["parity"]) for status in statuses),
         comparison=compare(reference, faulty, ranks=ranks, steps=steps),
         events=tuple(events),
+        judged=found,
     )
 
 
@@ -203,6 +215,8 @@ def table_of(report: Report) -> Table:
     table = Table(show_header=False, title="what was lost, and what was not", title_justify="left")
     table.add_column(style="bold")
     table.add_column(overflow="fold")
+    if report.judged is not None:
+        add_rows(table, report.judged, report.t_fault)
     again = f"trained to step {report.reached_step}, went on from step {report.restored_step} of {report.steps}"
     table.add_row("steps lost", f"{report.lost_steps} ({again})")
     table.add_row("state came from", escape(f"{report.restored_from} ({report.reason})"))
@@ -230,6 +244,8 @@ def describe(event: Event) -> str | None:
     """The event in words for the running account; None when it says nothing new to a person."""
     told = event.fields
     node, step = told.get("node"), told.get("step")
+    if event.told_by.startswith("incident "):
+        return describe_entry(event)
     if event.told_by == "trainer":
         if event.name == "restored" and told["rank"] == 0:
             return f"training goes on from step {step}" if step else "training begins at step 0"

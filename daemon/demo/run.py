@@ -18,6 +18,8 @@ from rich.console import Console
 
 from ckptd.ckpt.errors import CkptdError, UsageError
 from ckptd.daemon.demo.cluster import Cluster
+from ckptd.daemon.demo.faulty import FAULTS
+from ckptd.daemon.demo.judged import Injected
 from ckptd.daemon.demo.options import DemoOptions, Layout
 from ckptd.daemon.demo.report import build_report, table_of
 from ckptd.daemon.demo.stage import DemoFailed, Stage
@@ -28,10 +30,13 @@ INTERRUPTED = 130
 
 READY_S = 30.0
 DETECTED_S = 60.0
+INCIDENTS_MAX = 9
+"""Records that are followed: one fault makes one, and a busy machine may have made some before."""
 
 
 def run_demo(options: DemoOptions, console: Console) -> int:
-    """Run the demo and return its exit code: 0 only when the recovered run has the same bits as the uninterrupted one.
+    """Run the demo and return its exit code: 0 only when the recovered run has the same bits as the uninterrupted one, and,
+    with a fault that is to be judged, the verdict is right.
 
     Whatever happens, no process and no shared memory of it is left. Raises UsageError when the work directory is bad.
     """
@@ -66,21 +71,31 @@ def perform(options: DemoOptions, stage: Stage) -> int:
     stage.say(f"{model}, learns the standard library's sources for {options.steps} steps", "bold")
     nodes = f"{options.nodes} nodes with parity {options.parity}" if options.nodes > 1 else "one node"
     stage.say(f"{nodes}; a snapshot at every step, every {options.persist_every} steps one goes to storage", "bold")
-    stage.cluster.start_store()
+    if not options.fault:
+        stage.cluster.start_store()
     reference = uninterrupted(options, stage)
     faulty, statuses, t_fault = recovered(options, stage)
     report = build_report(
-        reference, faulty, statuses, steps=options.steps, t_start=stage.t_start, t_fault=t_fault, nodes=options.nodes
-    )
+        reference, faulty, statuses, steps=options.steps, t_start=stage.t_start, t_fault=t_fault, nodes=options.nodes,
+        injected=injected(options),
+    )  # fmt: skip
     stage.console.print(table_of(report))
     if options.report:
         options.report.write_text(json.dumps(report.as_json(), indent=2) + "\n")
         stage.say(f"report: {options.report}")
+    if report.judged and not report.judged.right:
+        stage.say("the verdict is not what was injected", "bold red")
     if report.comparison.bit_exact:
         stage.say("the recovered run is bit-identical to the uninterrupted one", "bold green")
-        return 0
+        return int(report.judged is not None and not report.judged.right)
     stage.say("the recovered run differs from the uninterrupted one", "bold red")
     return 1
+
+
+def injected(options: DemoOptions) -> Injected | None:
+    """The truth about the fault that is to be judged; rank I lives on node I."""
+    struck = tuple(sorted(options.lost or options.killed))
+    return Injected(options.fault, struck, struck) if options.fault else None
 
 
 def uninterrupted(options: DemoOptions, stage: Stage) -> Sequence[Event]:
@@ -97,9 +112,12 @@ def uninterrupted(options: DemoOptions, stage: Stage) -> Sequence[Event]:
 def recovered(options: DemoOptions, stage: Stage) -> tuple[Sequence[Event], Sequence[Mapping[str, Any]], float]:
     """Train with checkpoints and the fault; returns all events, what each node says at the end, and when it struck."""
     stage.begin_run("faulty", options.timeout_s, options.steps)
-    stage.say("the same with checkpoints: on each node a daemon and a torchrun agent", "bold")
+    agent = "`ckptd run`" if options.fault else "a torchrun agent"
+    stage.say(f"the same with checkpoints: on each node a daemon and {agent}", "bold")
     nodes = range(options.nodes)
     follow_trainers(stage, "faulty")
+    if options.fault:
+        follow_incidents(stage)
     start_nodes(stage, nodes)
     stage.until(f"step {options.fault_step} on every rank", lambda: stage.progress.step >= options.fault_step)
     if stage.progress.finished:
@@ -121,6 +139,13 @@ def follow_trainers(stage: Stage, run: str) -> None:
         stage.watch.follow(stage.cluster.layout.trainer_log(run, rank), "trainer")
 
 
+def follow_incidents(stage: Stage) -> None:
+    """The records of node 0, whose daemon is the collector."""
+    directory = stage.cluster.layout.run_dir(0) / "incidents"
+    for number in range(1, INCIDENTS_MAX + 1):
+        stage.watch.follow(directory / f"{number:06d}.jsonl", f"incident {number}")
+
+
 def start_nodes(stage: Stage, nodes: Sequence[int]) -> None:
     """Start the daemons of these nodes with empty memories, then their agents."""
     cluster = stage.cluster
@@ -129,8 +154,10 @@ def start_nodes(stage: Stage, nodes: Sequence[int]) -> None:
         cluster.start_daemon(node)
         stage.watch.follow(cluster.layout.run_dir(node) / "events.jsonl", "daemon")
     stage.until("the daemons' sockets", lambda: all(map(cluster.daemon_ready, nodes)), READY_S)
-    stage.say(f"{named(nodes)}: daemon ready after {time.monotonic() - begun:.2f} s, starting torchrun")
-    stage.until("the rendezvous store", cluster.store_ready, READY_S)
+    agent = "`ckptd run`" if cluster.options.fault else "torchrun"
+    stage.say(f"{named(nodes)}: daemon ready after {time.monotonic() - begun:.2f} s, starting {agent}")
+    if not cluster.options.fault:
+        stage.until("the rendezvous store", cluster.store_ready, READY_S)
     for node in nodes:
         cluster.start_agent(node)
 
@@ -139,6 +166,11 @@ def strike(options: DemoOptions, stage: Stage) -> float:
     """The fault; returns its time when the survivors, or, if there are none, the launcher, have noticed it."""
     cluster = stage.cluster
     pids = {event.fields["rank"]: event.fields["pid"] for event in stage.watch.events if event.name == "start"}
+    if options.fault in FAULTS:
+        t_fault = cluster.mislead(pids[rank] for rank in options.killed)
+        text = f"FAULT: {options.fault} of {named(options.killed, 'rank')}; nobody is told"
+        stage.tell("fault", t_fault, text, ranks=list(options.killed))
+        return t_fault
     t_fault = cluster.strike(options.lost, [pids[rank] for rank in options.killed])
     if options.lost:
         text = f"FAULT: {named(options.lost)} lost: trainer and daemon killed, memory and directory deleted"

@@ -1,4 +1,5 @@
-"""The collector's part: takes the nodes' sightings, has the judge judge them once a second, and records what it says.
+"""The collector's part: takes the nodes' sightings, has the judge judge them once a second, records what it says and has the
+bailiff act on it.
 
 Every daemon has one; it sits only while its node is the collector. A successor needs nothing of it: it hears the same
 ranks a second later, and grants them anew the time that a hang takes.
@@ -15,11 +16,14 @@ from typing import Any
 
 from ckptd.ckpt.errors import PeerError, UsageError
 from ckptd.ckpt.sighting import STACKS_MAX, WANTED_MAX, Answer, Sighting
+from ckptd.daemon.launch_events import RestartAsked
+from ckptd.daemon.observe.bailiff import ACTIVE, Bailiff, Scene, facts_of
+from ckptd.daemon.observe.cases import Case, action_json, verdict_json
 from ckptd.daemon.observe.incidents import Incidents, summary
 from ckptd.daemon.watch.judge import Judge
 from ckptd.daemon.watch.layout import Layout
 from ckptd.daemon.watch.observations import Exchange, NodeReport, Process, Table, read_digests, read_samples
-from ckptd.daemon.watch.verdicts import Verdict
+from ckptd.daemon.watch.verdicts import STANDS, Syndrome, Verdict
 
 log = logging.getLogger(__name__)
 
@@ -41,24 +45,14 @@ def steady() -> float:
     return _clock_start + time.monotonic()
 
 
-class _Case:
-    """One incident that is open."""
-
-    def __init__(self, number: int, verdict: Verdict, at: float) -> None:
-        self.number, self.verdict, self.seen = number, verdict, at
-        self.changes = 1
-        self.stacks: set[int] = set()
-        self.reached = 0
-        """The greatest step of the life that it happened in."""
-        self.resumed: tuple[int, int] | None = None
-        """The life that came after, and the step that it began at."""
-
-
 class Court:
     """Methods may be called from many threads."""
 
-    def __init__(self, incidents: Incidents) -> None:
-        self._incidents = incidents
+    def __init__(self, incidents: Incidents, bailiff: Bailiff | None = None) -> None:
+        """Without a `bailiff`: one that acts, as far as `on_restart` does."""
+        self._incidents, self._bailiff = incidents, bailiff or Bailiff()
+        self.on_restart: Callable[[RestartAsked], str] = lambda _: ""
+        """Asks the agents; returns why that was refused, '' if it was not. Is called without any lock held."""
         self.on_urgent: Callable[[], None] = lambda: None
         """Is called when word comes of a process that has gone: it should sit soon."""
         self._lock = threading.Lock()
@@ -69,7 +63,7 @@ class Court:
         self._groups: dict[int, tuple[int, ...]] = {}
         self._judge: Judge | None = None
         self._begun = 0.0
-        self._cases: dict[tuple[int, str], _Case] = {}
+        self._cases: dict[tuple[int, str], Case] = {}
         self._wanted_probes: dict[int, list[int]] = {}
         self._wanted_stacks: dict[int, list[int]] = {}
         self._remarks: set[str] = set()
@@ -96,7 +90,11 @@ class Court:
         """What is wrong now, for `ckptd status`."""
         with self._lock:
             cases = list(self._cases.values())
-        return [{"incident": case.number, **verdict_json(case.verdict)} for case in cases if case.resumed is None]
+        return [
+            {"incident": case.number, **verdict_json(case.verdict), "decision": action_json(case.action, case.done)}
+            for case in cases
+            if case.resumed is None
+        ]
 
     def recorded(self, number: int) -> dict[str, Any]:
         """The summaries of all incidents; with a number (from 1 on) that of one, and its entries. Raises UsageError."""
@@ -120,9 +118,9 @@ class Court:
                 self._newest, self._digests, self._judge, self._cases = {}, {}, None, {}
                 self._gone, self._groups = set(), {}
 
-    def sit(self, now: float | None = None) -> list[Verdict]:
-        """Hear what has come, and judge. `now`: of `steady`."""
-        at = steady() if now is None else now
+    def sit(self, now: float | None = None, scene: Scene | None = None) -> list[Verdict]:
+        """Hear what has come, judge, and act. `now`: of `steady`; `scene`: what this node's core knows at that moment."""
+        at, scene = steady() if now is None else now, scene or Scene()
         with self._lock:
             reports = self._take()
             self._begin(at)
@@ -130,13 +128,78 @@ class Court:
             if judge is None:
                 return []
             judge.hear(reports, at)
-            verdicts = judge.judge(at)
+            self._bailiff.begins(judge.fleet.epoch, scene)
+            verdicts = self._bailiff.lost(judge.fleet.layout.node_of.tolist(), judge.fleet.epoch, scene, at)
+            judge.fleet.over_at = self._bailiff.over_since(judge.fleet.epoch, scene)
+            verdicts = self._believed(verdicts or judge.judge(at))
             self._wanted_probes = {}
             for receiver, sender in judge.probes:
                 self._wanted_probes.setdefault(receiver, []).append(sender)
             self._record(verdicts, at)
+            for verdict in verdicts:
+                self._decide(self._cases[verdict.epoch, verdict.syndrome.value], scene, at)
+            self._fence(scene, at)
             self._follow(at)
+            for number, said in self._bailiff.settled(scene):
+                self._acted(number, said, at)
+            errands = self._bailiff.errands(at)
+        for errand in errands:
+            problem = self.on_restart(errand.event)
+            with self._lock:
+                self._acted(errand.incident, self._bailiff.heard(errand, problem, at), at)
         return verdicts
+
+    # ---- what is done about it --------------------------------------------------------------------
+
+    def _believed(self, verdicts: list[Verdict]) -> list[Verdict]:
+        """Without deaths that come to light when the life's end is decided: who dies of a lost peer was not the cause."""
+        ending = {case.verdict.epoch for case in self._cases.values() if case.ends_life}
+        return [
+            verdict
+            for verdict in verdicts
+            if verdict.syndrome is not Syndrome.CRASH
+            or verdict.epoch not in ending
+            or (verdict.epoch, verdict.syndrome.value) in self._cases
+        ]
+
+    def _decide(self, case: Case, scene: Scene, now: float) -> None:
+        """Decide about a case, again as long as nothing final was decided."""
+        if case.action is not None and case.action.decision.act in ACTIVE:
+            return
+        assert self._judge is not None
+        where = tuple(sorted({int(node) for node in self._judge.fleet.layout.node_of}))
+        action = self._bailiff.take(case.number, case.verdict, facts_of(scene, case.reached, where), scene, now)
+        before, case.action = case.action, action
+        if before is None or (before.decision.act, before.done) != (action.decision.act, action.done):
+            case.done = action.done
+            entry = {"t": now, "event": "decided", "decision": action_json(action, action.done)}
+            self._incidents.add(case.number, entry)
+            log.warning(
+                "incident %d: %s: %s (%s)", case.number, action.decision.act.value, action.decision.reason, action.done
+            )
+
+    def _acted(self, number: int, said: str, now: float) -> None:
+        log.warning("incident %d: %s", number, said)
+        for case in self._cases.values():
+            if case.number == number and case.done != said:
+                case.done = said
+                self._incidents.add(number, {"t": now, "event": "acted", "done": said})
+
+    def _fence(self, scene: Scene, now: float) -> None:
+        """Note when the processes of whom a case is about have ended, or their nodes are lost."""
+        lost = set(scene.ledger.lost) if scene.ledger else set()
+        for case in self._cases.values():
+            if case.fenced or not (case.ends_life or case.verdict.syndrome in STANDS):
+                continue
+            if not any(self._lives(table, case.verdict) for node, table in self._digests.items() if node not in lost):
+                case.fenced = True
+                self._incidents.add(case.number, {"t": now, "event": "isolated", "t_isolated": now})
+
+    @staticmethod
+    def _lives(table: Table, verdict: Verdict) -> bool:
+        """Whether one of the suspects' processes (of all, where nobody is suspected) still is there."""
+        rows = table[(table["epoch"] == verdict.epoch) & (table["process"] != Process.GONE)]
+        return any(not verdict.ranks or int(rank) in verdict.ranks for rank in rows["rank"])
 
     # ---- what has come ----------------------------------------------------------------------------
 
@@ -215,7 +278,7 @@ class Court:
                 entry = {"t": now, "event": "opened", "verdict": verdict_json(verdict), "t_detected": now}
                 since = next((value for name, value in verdict.evidence if name in REACHED), None)
                 entry |= {"t_fault": now - since} if since is not None else {}
-                case = self._cases[key] = _Case(self._incidents.open(entry), verdict, now)
+                case = self._cases[key] = Case(self._incidents.open(entry), verdict, now)
                 log.warning("%s: %s (incident %d)", verdict.syndrome.value, verdict.reason, case.number)
             elif _suspects(case.verdict) != _suspects(verdict) and case.changes < VERDICTS_MAX:
                 case.changes += 1
@@ -224,7 +287,7 @@ class Court:
             case.reached = max(case.reached, self._steps(verdict.epoch)[1])
             self._ask_for_stacks(case)
 
-    def _ask_for_stacks(self, case: _Case) -> None:
+    def _ask_for_stacks(self, case: Case) -> None:
         for rank in case.verdict.ranks[:STACKS_MAX]:
             assert self._judge is not None
             node = int(self._judge.fleet.layout.node_of[rank])
@@ -242,7 +305,7 @@ class Court:
         epoch = self._judge.fleet.epoch if self._judge else 0
         for key, case in list(self._cases.items()):
             if case.verdict.epoch == epoch:
-                if now - case.seen > QUIET_S:
+                if now - case.seen > QUIET_S and not case.ends_life:
                     self._close(key, {"t": now, "event": "closed", "reason": "it is not seen any more"})
                 continue
             first, last = self._steps(epoch)
@@ -250,11 +313,13 @@ class Court:
                 self._resume(case, epoch, first, now)
             elif case.resumed is not None and first > case.resumed[1]:
                 self._incidents.add(case.number, {"t": now, "event": "first step", "step": first, "t_first_step": now})
+                if case.ends_life:
+                    self._bailiff.restarted(now - case.opened)
                 self._close(
                     key, {"t": now, "event": "closed", "reason": f"the job trains in epoch {epoch}, step {last}"}
                 )
 
-    def _resume(self, case: _Case, epoch: int, step: int, now: float) -> None:
+    def _resume(self, case: Case, epoch: int, step: int, now: float) -> None:
         made = next((s.decided for s in self._newest.values() if s.decided and s.decided.epoch == epoch), None)
         chosen = made.step if made else step
         case.resumed = (epoch, chosen)
@@ -271,23 +336,6 @@ class Court:
         """The least and the greatest step of a life's ranks, as last seen."""
         steps = [int(s) for table in self._digests.values() for s in table["step"][table["epoch"] == epoch]]
         return (min(steps), max(steps)) if steps else (0, 0)
-
-
-def verdict_json(verdict: Verdict) -> dict[str, Any]:
-    """A verdict as JSON."""
-    return {
-        "class": verdict.syndrome.value,
-        "suspects": {
-            "ranks": list(verdict.ranks),
-            "nodes": list(verdict.nodes),
-            "links": [list(link) for link in verdict.links],
-        },
-        "reason": verdict.reason,
-        "confidence": verdict.confidence.value,
-        "loss_s": verdict.loss_s,
-        "evidence": dict(verdict.evidence),
-        "epoch": verdict.epoch,
-    }
 
 
 def _suspects(verdict: Verdict) -> tuple[object, ...]:

@@ -101,7 +101,10 @@ def digest(life: Life, seen: Seen, status: Status | None, state: State, known: M
     waits = _waits(life, seen, state, known)
     process = _process(life, state)
     if status is not None:
-        life.progress = _progress(life, status, known, settled=waits == ob.NOWHERE or process is Process.HELD)
+        settled = waits == ob.NOWHERE or process is Process.HELD
+        life.progress = _progress(
+            life, status, known, settled=settled, step_ended=seen.marks[0][3] if seen.marks else 0
+        )
     newest = seen.marks[0] if seen.marks and seen.marks[0][0] == seen.step else None
     return RankDigest(
         rank=life.rank,
@@ -145,14 +148,18 @@ def _role(entries: list[Entry], known: Mapping[str, Known]) -> int:
     return zlib.crc32(repr([(entry.op, sizes.get(entry.name, 0)) for entry in entries]).encode())
 
 
-def _progress(life: Life, status: Status, known: Mapping[str, Known], *, settled: bool) -> tuple[GroupProgress, ...]:
+def _progress(
+    life: Life, status: Status, known: Mapping[str, Known], *, settled: bool, step_ended: int
+) -> tuple[GroupProgress, ...]:
     """The groups that were entered last, by their numbers in the job.
 
     `settled`: the rank waits in no collective, so all that it has entered are over for it. (Gloo's counter of the completed
-    ones stands still while the interpreter is held.)
+    ones stands still while the interpreter is held.) `step_ended`: the end of its newest step, in ns of the wall clock; what
+    gloo has begun before is over, although the counter says which one ended last, and those of one step end in any order.
     """
     order = {entry.group: place for place, entry in enumerate(status.entries)}
     ops = {(entry.group, entry.seq): entry.op for entry in status.entries}
+    over = {entry.group: entry.seq for entry in status.entries if entry.created_ns <= step_ended}
     latest = {life.names[number]: number for number in sorted(status.progress) if number in life.names}
     found = []
     for (
@@ -163,6 +170,8 @@ def _progress(life: Life, status: Status, known: Mapping[str, Known], *, settled
         if group is None:
             continue
         entered, completed = status.progress[number]
+        if group.backend == "gloo":
+            completed = min(entered, max(completed, over.get(number, 0)))
         done = max(entered if settled else completed, min(entered, life.completed.get(number, 0)))
         life.completed[number] = done
         progress = GroupProgress(group.number, entered, done, ops.get((number, entered), 0))
@@ -206,6 +215,10 @@ def gone(before: RankDigest, code: int, ago_s: float) -> RankDigest:
     return replace(before, process=Process.GONE, exit=max(-32768, min(code, 32767)), gone_s=max(0.0, ago_s))
 
 
+WAITS_IN = ("/torch/", "/ckptd/integrations/", "/ckptd/ckpt/", "threading.py")
+"""Parts of the paths of modules in which a trainer may wait for others."""
+
+
 def is_idle(stack: str) -> bool | None:
     """Whether a stack's main thread, the last one of the text, is in the training's own code and not in a wait of torch's.
 
@@ -215,4 +228,4 @@ def is_idle(stack: str) -> bool | None:
     if not frames:
         return None
     inner = frames[0]
-    return not any(part in inner for part in ("/torch/", "/ckptd/", "threading.py"))
+    return not any(part in inner for part in WAITS_IN)

@@ -85,12 +85,16 @@ class Incidents:
 
 
 def summary(number: int, entries: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """What an incident comes to: its last verdict, the times, what was chosen, and whether it is over. Pure."""
+    """What an incident comes to: its last verdict and decision, the times, what was chosen, and whether it is over. Pure."""
     result: dict[str, Any] = {"id": number, "open": True, "verdict": None, "chosen": None, "lost_steps": None}
-    result["times"] = {}
+    result |= {"decision": None, "times": {}}
     for entry in entries:
         if isinstance(verdict := entry.get("verdict"), dict):
             result["verdict"] = verdict
+        if isinstance(decision := entry.get("decision"), dict):
+            result["decision"] = decision
+        if isinstance(done := entry.get("done"), str) and result["decision"] is not None:
+            result["decision"] = result["decision"] | {"done": done}
         for name in ("chosen", "lost_steps"):
             if entry.get(name) is not None:
                 result[name] = entry[name]

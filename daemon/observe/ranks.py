@@ -75,6 +75,7 @@ class RankEye:
         seen = self._seen(remarks)
         status = None if seen.closed else self._ask(remarks)  # its handlers have ended with it
         self.digest = digests.digest(self._life, seen, status, self.process.state(), self.groups)
+        # Who ends is not asked: the handler waits for the interpreter's lock, which makes an ending Python abort.
         if self._life.unmoved >= UNMOVED and not seen.closed:
             self._suspect()
         elif self._life.unmoved == 0:

@@ -13,7 +13,7 @@ import select
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ckptd.ckpt.config import Config
@@ -33,7 +33,9 @@ from ckptd.ckpt.sighting import (
     Stamps,
 )
 from ckptd.daemon.driver import Driver
+from ckptd.daemon.launch_events import RestartAsked
 from ckptd.daemon.node import Node
+from ckptd.daemon.observe.bailiff import Scene
 from ckptd.daemon.observe.court import Court, steady
 from ckptd.daemon.observe.links import Links, Neighbours
 from ckptd.daemon.observe.plugins import Plugins
@@ -59,6 +61,13 @@ class _Here:
     epoch: int
     collector: int
     ledger: Ledger | None
+    breach: tuple[tuple[int, str], float] | None = None
+    """The `order` of the last round that was found over here, and when, of the monotonic clock."""
+
+    def scene(self, lost_after_s: float) -> Scene:
+        """The same for the court, by its clock."""
+        at = (self.breach[0], steady() - (time.monotonic() - self.breach[1])) if self.breach else None
+        return Scene(self.ledger, at, lost_after_s)
 
 
 class Watcher:
@@ -102,6 +111,14 @@ class Watcher:
         fewer, self._attached_seen = count < self._attached_seen, count
         if fewer:
             self.wake()
+
+    def restart(self, asked: RestartAsked) -> str:
+        """Ask this node's core for what the court wants of the agents; why it was refused, '' if it was not."""
+        try:
+            self._driver.ask(lambda ticket: replace(asked, ticket=ticket), CORE_S)
+        except CkptdError as error:
+            return str(error)
+        return ""
 
     def answered(self, node: int, answer: Answer) -> None:
         """A node has answered to a sighting."""
@@ -155,7 +172,11 @@ class Watcher:
     def _sit_again(self) -> None:
         if self._here.collector == self._config.node:
             time.sleep(SIT_AGAIN_S)
-            self._court.sit()
+            self._here = self._driver.look(_here, CORE_S)
+            self._sit()
+
+    def _sit(self) -> None:
+        self._court.sit(scene=self._here.scene(self._config.timing.lost_after_s))
 
     def _wait(self, timeout_s: float) -> bool:
         """Until a process goes, somebody wakes us, or the time is over; whether a process has gone."""
@@ -202,7 +223,7 @@ class Watcher:
         )
         if self._here.collector == self._config.node:
             self.answered(self._config.node, self._court.hear(seen))
-            self._court.sit()
+            self._sit()
         else:
             self._court.adjourn()
             self._peers.send(self._here.collector, seen)
@@ -239,4 +260,5 @@ def _groups(eyes: list[RankEye]) -> tuple[Group, ...]:
 
 def _here(node: Node) -> _Here:
     attached = tuple(Attached(rank, trainer.pid, trainer.world, trainer.epoch) for rank, trainer in node.ranks)
-    return _Here(attached, node.epoch, node.collector_index(time.monotonic()), node.ledger)
+    breach = node.collector.rounds.breach
+    return _Here(attached, node.epoch, node.collector_index(time.monotonic()), node.ledger, breach)

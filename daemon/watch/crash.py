@@ -51,9 +51,10 @@ def lost_nodes(fleet: Fleet, delays: Delays, now: float, limits: Limits) -> list
 
 
 def crashes(fleet: Fleet, now: float, limits: Limits) -> list[Verdict]:
-    """The first to die of a life; nothing until it is sure that no node went before them."""
+    """The first to die of a life; nothing until it is sure that no node went before them. Whom its agent has ended, as the
+    life was over, has not died of itself; in doubt it has."""
     gone = fleet.rows["process"] == Process.GONE
-    dead = np.flatnonzero(gone & (fleet.rows["exit"] != 0))
+    dead = np.flatnonzero(gone & (fleet.rows["exit"] != 0) & (fleet.died - fleet.doubt <= fleet.over_at))
     if not len(dead):
         return []
     when = fleet.died[dead]

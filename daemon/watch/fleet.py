@@ -51,6 +51,8 @@ class Fleet:
         self.died: Floats = np.full(world, np.inf)
         self.doubt: Floats = np.zeros(world)
         """By how much `died` may be wrong, in seconds."""
+        self.over_at = np.inf
+        """When this life was declared over, and agents began to end its ranks."""
         self.first_step = -1
         self.node_heard: Floats = np.full(layout.nodes, now)
         self.node_read: Floats = np.full(layout.nodes, -np.inf)

@@ -55,6 +55,7 @@ def test_good_ones_are_returned() -> None:
         (SINGLE, {"cpu_share": float("nan")}, "cpu_share nan"),
         (SINGLE, {"cpu_share": float("inf")}, "cpu_share inf"),
         (SINGLE, {"nodes": ("host",)}, "expected host:port"),
+        (SINGLE, {"act": "maybe"}, "act 'maybe': expected restart or advise"),
         (SINGLE, {"run_dir": Path("/" + "r" * 90)}, "107 bytes"),
         (SINGLE, {"run_dir": Path("/" + "é" * 50)}, "107 bytes"),
         (PAIR, {"nodes": ("a:1", "a:1")}, "stands twice"),

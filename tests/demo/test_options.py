@@ -31,6 +31,18 @@ def test_a_rank_on_a_lost_node_dies_with_its_node() -> None:
     assert (options.lost, options.killed) == ((1,), (0,))
 
 
+@pytest.mark.parametrize("fault", ["kill-rank", "hang", "gil", "slow-rank"])
+def test_a_fault_that_ckptd_is_to_notice_befalls_rank_1_or_whom_it_is_said_to(fault: str) -> None:
+    assert (DemoOptions(fault=fault).lost, DemoOptions(fault=fault).killed) == ((), (1,))
+    assert DemoOptions(fault=fault, kill_ranks=(0, 2)).killed == (0, 2)
+    assert DemoOptions(fault=fault, nodes=1, parity=0).killed == (0,)
+
+
+def test_a_node_that_ckptd_is_to_miss_is_node_1_or_another_one() -> None:
+    assert (DemoOptions(fault="kill-node").lost, DemoOptions(fault="kill-node").killed) == ((1,), ())
+    assert DemoOptions(fault="kill-node", lose_nodes=(2,)).lost == (2,)
+
+
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
@@ -46,6 +58,11 @@ def test_a_rank_on_a_lost_node_dies_with_its_node() -> None:
         ({"kill_ranks": (-1,)}, "--kill-ranks -1"),
         ({"lose_nodes": ()}, "nothing to recover from"),
         ({"persist_every": 0}, "persist_every 0"),
+        ({"fault": "meteor"}, "--fault meteor: expected one of kill-rank"),
+        ({"fault": "hang", "lose_nodes": (1,)}, "say --kill-ranks"),
+        ({"fault": "kill-node", "lose_nodes": (0,)}, "not node 0"),
+        ({"fault": "kill-node", "kill_ranks": (1,)}, "takes --lose-nodes"),
+        ({"fault": "gil", "kill_ranks": (4,)}, "--kill-ranks 4"),
         ({"timeout_s": 0.0}, "timeout_s 0.0"),
     ],
 )

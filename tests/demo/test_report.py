@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from ckptd.daemon.demo.judged import Injected
 from ckptd.daemon.demo.report import Report, build_report, compare, describe, lives_of, table_of
 from ckptd.daemon.demo.watch import Event
 
@@ -57,7 +58,7 @@ def interrupted() -> list[Event]:
     ]
 
 
-def report_of(faulty: list[Event], reference: list[Event] | None = None) -> Report:
+def report_of(faulty: list[Event], reference: list[Event] | None = None, injected: Injected | None = None) -> Report:
     return build_report(
         uninterrupted() if reference is None else reference,
         faulty,
@@ -66,7 +67,24 @@ def report_of(faulty: list[Event], reference: list[Event] | None = None) -> Repo
         steps=6,
         t_start=50.0,
         t_fault=T_FAULT,
+        injected=injected,
     )
+
+
+def test_a_fault_that_is_to_be_judged_is_detected_when_it_is_named() -> None:
+    """Not when a daemon notices that its trainer was ended; and a slow rank may cost no step at all."""
+    named = {"class": "crash", "suspects": {"ranks": [1], "nodes": [1], "links": []}, "reason": "it went"}
+    opened = Event(102.0, "incident 1", "opened", {"verdict": named, "t_detected": 102.0})
+    decided = Event(102.0, "incident 1", "decided", {"decision": {"act": "restart in place", "done": "asked"}})
+    report = report_of([*interrupted(), opened, decided], injected=Injected("kill-rank", (1,), (1,)))
+    told = report.as_json()
+    assert (told["seconds"]["t_detected"], told["verdict"], told["verdict_right"]) == (2.0, named, True)
+    assert told["restored_from"] == "parity"
+    assert any("crash" in str(cell) for column in table_of(report).columns for cell in column.cells)
+
+    unharmed = report_of(life(95.0, 0, 6, done=True), injected=Injected("slow-rank", (1,), (1,))).as_json()
+    assert (unharmed["lost_steps"], unharmed["seconds"]["t_first_step"], unharmed["verdict"]) == (0, None, None)
+    assert unharmed["bit_exact"]
 
 
 def test_a_recovery_from_parity_is_told_in_numbers() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from ckptd.ckpt.sighting import Decided, Group, Sighting, Stamps
+from ckptd.daemon.observe.bailiff import Scene
 from ckptd.daemon.observe.court import QUIET_S, Court
 from ckptd.daemon.observe.incidents import Incidents
 from ckptd.daemon.watch.observations import GroupProgress, Phase, Process, RankDigest, pack
@@ -28,15 +29,18 @@ class Job:
         self.decided: Decided | None = None
         self.digests = [RankDigest(rank) for rank in range(2)]
         self.answers: dict[int, Any] = {}
+        self.scene = Scene()
 
-    def train(self, seconds: int, *, moving: Sequence[int] = (0, 1), speaking: Sequence[int] = (0, 1)) -> None:
-        """So many seconds of five steps each."""
+    def train(
+        self, seconds: int, *, moving: Sequence[int] = (0, 1), speaking: Sequence[int] = (0, 1), step_s: float = 0.2
+    ) -> None:
+        """So many seconds of five steps each, which say that they took `step_s`."""
         for _ in range(seconds):
             self.now += 1.0
             for rank in moving:
                 old = self.digests[rank]
                 step = old.step + 5
-                self.digests[rank] = replace(old, step=step, step_s=0.2, groups=(GroupProgress(5, step, step, 1),))
+                self.digests[rank] = replace(old, step=step, step_s=step_s, groups=(GroupProgress(5, step, step, 1),))
             self.say(speaking)
 
     def say(self, speaking: Sequence[int] = (0, 1), **changes: Any) -> None:
@@ -48,7 +52,7 @@ class Job:
                 stamps=Stamps(answer.at, self.now - 0.01, self.now) if answer else None, decided=self.decided, **changes,
             )  # fmt: skip
             self.answers[node] = self.court.hear(seen, self.now)
-        self.court.sit(self.now)
+        self.court.sit(self.now, self.scene)
 
     def set(self, rank: int, **changes: Any) -> None:
         self.digests[rank] = replace(self.digests[rank], **changes)
@@ -120,7 +124,7 @@ def test_a_death_wakes_the_court_and_the_next_life_is_noted(job: Job) -> None:
     job.train(2)
     found = job.incidents[0]
     assert not found["open"]
-    assert set(found["times"]) == {"t_fault", "t_detected", "t_state_ready", "t_first_step"}
+    assert set(found["times"]) == {"t_fault", "t_detected", "t_isolated", "t_state_ready", "t_first_step"}
 
 
 def test_a_node_that_speaks_nonsense_or_floods_changes_nothing(job: Job) -> None:

@@ -79,6 +79,14 @@ def test_who_waits_nowhere_has_nothing_under_way() -> None:
     assert [(group.entered, group.completed) for group in moved.groups] == [(7, 6)], "a counter never goes back"
 
 
+def test_what_gloo_has_begun_before_the_step_s_end_is_over() -> None:
+    """Collectives of one step end in any order, and the counter says which one was last."""
+    found = digest(Life(2), seen(5), status(6, 4), RUNS, KNOWN)
+    assert [(group.entered, group.completed) for group in found.groups] == [(6, 5)]
+    on_gpu = digest(Life(2), seen(5), status(6, 4), RUNS, ON_GPU)
+    assert [(group.entered, group.completed) for group in on_gpu.groups] == [(6, 4)]
+
+
 def test_a_rank_that_has_closed_is_excused() -> None:
     """It has said that it ends: what it still does, alone, is no hang."""
     closed = replace(seen(), closed=True)
@@ -149,4 +157,7 @@ def test_a_stack_tells_who_is_in_the_training_s_own_code() -> None:
     assert is_idle(head + '  File "/home/u/train.py", line 7 in main\n') is True
     inside = '  File "/x/site-packages/torch/distributed/distributed_c10d.py", line 3 in all_reduce\n'
     assert is_idle(head + inside + '  File "/home/u/train.py", line 7 in main\n') is False
+    ours = '  File "/x/src/ckptd/integrations/capture.py", line 3 in fence\n'
+    assert is_idle(head + ours + '  File "/home/u/train.py", line 7 in main\n') is False
+    assert is_idle(head + '  File "/x/ckptd/examples/train_gpt.py", line 7 in main\n') is True
     assert is_idle("nonsense") is None

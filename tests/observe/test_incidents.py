@@ -25,7 +25,15 @@ def test_a_record_is_kept_and_summed_up(tmp_path: Path) -> None:
     found = Incidents(tmp_path / "i").summaries()
     times = {"t_fault": 9.0, "t_detected": 10.0, "t_state_ready": 12.0, "t_first_step": 13.0}
     assert found == [
-        {"id": 1, "open": False, "verdict": VERDICT, "chosen": chosen, "lost_steps": 3, "times": times},
+        {
+            "id": 1,
+            "open": False,
+            "verdict": VERDICT,
+            "chosen": chosen,
+            "lost_steps": 3,
+            "decision": None,
+            "times": times,
+        },
     ]
 
 

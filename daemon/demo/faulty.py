@@ -1,0 +1,57 @@
+"""A trainer of the demo with which something goes wrong on demand: `python -m ckptd.daemon.demo.faulty FAULT MODULE [...]`.
+
+It is the module as `python -m` would run it, until SIGUSR1 comes: then its main thread does what FAULT says, in the middle
+of its own work. The next life of the same rank is well, unless it is sent the signal too.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import runpy
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+FOR_EVER_S = 36_000
+BUSY_S, IDLE_S = 0.1, 0.05
+
+
+def hang() -> None:
+    """Sleep in Python: other threads go on."""
+    time.sleep(FOR_EVER_S)
+
+
+def hold_gil() -> None:
+    """Sleep in a C call that keeps the interpreter's lock: no other thread of the process runs Python."""
+    ctypes.PyDLL(None).sleep(FOR_EVER_S)
+
+
+def slow_down() -> None:
+    """From now on the rank's own work takes longer: another thread computes in Python, and takes the interpreter's lock."""
+
+    def compute() -> None:
+        while True:
+            until = time.monotonic() + BUSY_S
+            while time.monotonic() < until:
+                pass
+            time.sleep(IDLE_S)
+
+    threading.Thread(target=compute, name="busy", daemon=True).start()
+
+
+FAULTS: dict[str, Callable[[], None]] = {"hang": hang, "gil": hold_gil, "slow-rank": slow_down}
+
+
+def main(argv: list[str]) -> None:
+    """Listen for the signal, then be the module."""
+    misbehave, module = FAULTS[argv[0]], argv[1]
+    signal.signal(signal.SIGUSR1, lambda _number, _frame: misbehave())
+    signal.siginterrupt(signal.SIGUSR1, False)
+    sys.argv = argv[1:]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

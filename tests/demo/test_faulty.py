@@ -1,0 +1,77 @@
+"""A trainer of the demo is an ordinary one until the signal comes."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+from tests.cluster import until
+
+pytestmark = pytest.mark.slow
+
+MODULE = """
+import sys, time
+print(__name__, sys.argv[1:], flush=True)
+while True:
+    time.sleep(0.01)
+    print(time.monotonic(), flush=True)
+"""
+
+
+class Trainer:
+    """A module that says every hundredth of a second that it goes on."""
+
+    def __init__(self, log: Path, process: subprocess.Popen[bytes]) -> None:
+        self.log, self.process = log, process
+
+    def lines(self) -> list[str]:
+        return self.log.read_text().splitlines()
+
+    def computed_s(self) -> float:
+        """The processor time that it has used."""
+        return float(psutil.Process(self.process.pid).cpu_times().user)
+
+    def silent_s(self) -> float:
+        return time.time() - self.log.stat().st_mtime
+
+
+@contextmanager
+def trainer(folder: Path, fault: str) -> Iterator[Trainer]:
+    """One that is to misbehave so at the signal, and has begun to train."""
+    (folder / "steady.py").write_text(MODULE)
+    command = [sys.executable, "-m", "ckptd.daemon.demo.faulty", fault, "steady", "--steps=3"]
+    with (folder / "log").open("wb") as output:
+        process = subprocess.Popen(command, cwd=folder, stdout=output, stdin=subprocess.DEVNULL)
+    try:
+        made = Trainer(folder / "log", process)
+        until(lambda: len(made.lines()) > 20, "twenty steps")
+        assert made.lines()[0] == "__main__ ['--steps=3']"
+        yield made
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize("fault", ["hang", "gil"])
+def test_a_trainer_that_hangs_stands_still_and_lives(tmp_path: Path, fault: str) -> None:
+    with trainer(tmp_path, fault) as made:
+        made.process.send_signal(signal.SIGUSR1)
+        until(lambda: made.silent_s() > 1.0, "it stands still", 10.0)
+        assert made.process.poll() is None
+
+
+def test_a_slow_trainer_goes_on_beside_a_thread_that_computes(tmp_path: Path) -> None:
+    """The module by itself uses some hundredths of a core."""
+    with trainer(tmp_path, "slow-rank") as made:
+        made.process.send_signal(signal.SIGUSR1)
+        before, lines = made.computed_s(), len(made.lines())
+        until(lambda: made.computed_s() > before + 0.5, "half a second of computing", 10.0)
+        until(lambda: len(made.lines()) > lines, "another step", 10.0)
+        assert made.process.poll() is None
