@@ -16,8 +16,9 @@ from ckptd.ckpt.model import Version
 from ckptd.integrations.capture import Capture, Slots
 from ckptd.integrations.copying import Copying
 from ckptd.integrations.ranks import Ranks
-from ckptd.integrations.restore import Restore, Snapshot
+from ckptd.integrations.restore import Restore
 from ckptd.integrations.roles import Roles
+from ckptd.integrations.snapshot import Snapshot
 from ckptd.integrations.sources import Plan
 from ckptd.integrations.state import TrainingState
 
@@ -178,8 +179,8 @@ def capture_to(
 def restore_from(
     found: Sequence[Found], objects: Mapping[str, object], version: Version, *, ranks: Ranks = ALONE, job: str = "job"
 ) -> None:
-    """Bring such images back into objects."""
-    Restore(TrainingState(objects, ranks.rank), Snapshot(found, version, job, ranks.world), ranks).apply()
+    """Bring such images, one of each rank that captured the version, back into objects."""
+    Restore(TrainingState(objects, ranks.rank), Snapshot(found, version, job, len(found)), ranks).apply()
 
 
 def bits(tensor: torch.Tensor) -> bytes:
