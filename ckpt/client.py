@@ -75,6 +75,15 @@ class Found:
     source: str
 
 
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Bytes `first` to `last` (the one after) of a rank's image."""
+
+    rank: int
+    first: int
+    last: int
+
+
 class Channel(Protocol):
     """What a rank asks of its daemon. Implemented by `Client`; tests have a fake.
 
@@ -114,6 +123,24 @@ class Channel(Protocol):
 
     def release(self, version: Version) -> None:
         """The gathered files are no longer needed (mappings stay valid until unmapped)."""
+        ...
+
+    def open(self, version: Version) -> list[Found]:
+        """As `gather`, but of images that are not held here nothing has come yet: `bring` what is read of them.
+
+        The files have their sizes; their sources are `own` or `none`. Raises Unrecoverable.
+        """
+        ...
+
+    def bring(self, version: Version, stretches: Sequence[Stretch]) -> None:
+        """See that these bytes of images of an opened version stand in their files, verified; no others need to.
+
+        Raises Unrecoverable, MemoryBudgetError, UsageError when the version is not open or has no such bytes.
+        """
+        ...
+
+    def shut(self, version: Version) -> None:
+        """The opened files are no longer needed."""
         ...
 
     def reserve(self, size: int) -> list[Path]:
@@ -204,6 +231,17 @@ class Client:
 
     def release(self, version: Version) -> None:
         self._call("Release", version=_named(version))
+
+    def open(self, version: Version) -> list[Found]:
+        reply = self._call("Open", 3600.0, version=_named(version))
+        return [Found(item.rank, Path(item.path), item.size, item.source) for item in reply.images]
+
+    def bring(self, version: Version, stretches: Sequence[Stretch]) -> None:
+        wanted = [pb.Stretch(rank=part.rank, first=part.first, last=part.last) for part in stretches]
+        self._call("Bring", 3600.0, version=_named(version), stretches=wanted)
+
+    def shut(self, version: Version) -> None:
+        self._call("Shut", version=_named(version))
 
     def reserve(self, size: int) -> list[Path]:
         return [Path(path) for path in self._call("Reserve", 600.0, rank=self._rank, size=size).paths]

@@ -145,7 +145,7 @@ class Checkpointer:
             ready = self._ranks.together(lambda: self._fetch(version, decision.world))
             self._ranks.together(ready.apply)
         finally:
-            self._session.call(lambda channel: channel.release(version)).add_done_callback(self._window.note)
+            self._session.let_go(version).add_done_callback(self._window.note)
         self._last = version.step
         logger.info("ckptd: restored %s from %s: %s", version, decision.source, decision.reason)
         return version.step
@@ -307,8 +307,8 @@ class Checkpointer:
             raise UsageError(self._closed)
 
     def _fetch(self, version: Version, world: int) -> Restore:
-        found = self._session.call(lambda channel: channel.gather(version)).result()
-        return Restore(self._state, Snapshot(found, version, self._job, world), self._ranks)
+        found, bring = self._session.images(version, world)
+        return Restore(self._state, Snapshot(found, version, self._job, world, bring), self._ranks)
 
     def _capture(self, n: int) -> None:
         """Copy the eager state, plan anew if the layout changed, and let the worker copy the rest."""

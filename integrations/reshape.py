@@ -34,6 +34,8 @@ from ckptd.integrations.state import Stateful
 from ckptd.integrations.tree import decode, references
 
 _MOST = 5
+_SMALL = 64 * 1024
+"""Bytes. What ranks have of their own and is no larger, as an optimizer's steps, is brought at once and not one by one."""
 
 
 @runtime_checkable
@@ -54,12 +56,16 @@ class Reshaped:
         self.refused: list[str] = []
         self.notes: list[str] = []
         self._snapshot, self._rank, self._world = snapshot, rank, world
-        self._documents = [document_of(snapshot, old) for old in range(snapshot.world)]
-        told = {document_name(old) for old in range(snapshot.world)}
+        told = {document_name(old): old for old in range(snapshot.world)}
+        snapshot.fetch((name, snapshot.whole(name)) for name in told if name in snapshot)
+        self._documents = [document_of(snapshot, old) for old in told.values()]
         self._entries: dict[str, list[str]] = {}
         """By the name of the tensor: the entries of those who captured one of their own, in the order of ranks."""
         for _, name, entry in sorted((*owner_of(entry), entry) for entry in snapshot if entry not in told):
             self._entries.setdefault(name, []).append(entry)
+        small = [entry for entries in self._entries.values() if len(entries) > 1 for entry in entries]
+        small = [entry for entry in small if snapshot.entry(entry).nbytes <= _SMALL]
+        snapshot.fetch((entry, snapshot.whole(entry)) for entry in small)
         self._unlike: list[str] = []
         self._asked: set[str] = set()
 
@@ -137,9 +143,10 @@ class Reshaped:
         kinds = {(entry.whole, entry.dtype, entry.true_dtype) for entry in (first, *others)}
         if len(kinds) > 1:
             return False
-        wanted = Box.whole(first.whole) if box is None else box
+        wanted = self._snapshot.whole(entries[0]) if box is None else box
         if not others or not wanted.size:
             return True
+        self._snapshot.fetch((entry, wanted) for entry in entries)
         expected = _bits(self._snapshot.box(entries[0], wanted))
         return all(torch.equal(_bits(self._snapshot.box(entry, wanted)), expected) for entry in entries[1:])
 

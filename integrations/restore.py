@@ -38,6 +38,7 @@ class Restore:
         self._state = state
         self._snapshot = snapshot
         self._rank = ranks.rank
+        self._reads: list[tuple[str, Part]] = []
         self._actions: list[Callable[[], object]] = []
         self._missing: list[str] = []
         self._differs: list[str] = []
@@ -52,10 +53,13 @@ class Restore:
         for name in state.statefuls:
             self._stateful(name)
         _report(self._missing, self._from.surplus(), self._differs + self._from.refused)
+        snapshot.fetch((entry, part.box) for entry, part in self._reads)
 
     def apply(self) -> None:
         """Write everything."""
         with torch.no_grad():
+            for entry, part in self._reads:
+                self._snapshot.read(entry, part.local, part.box)
             for action in self._actions:
                 action()
         for said in self._from.notes:
@@ -67,7 +71,7 @@ class Restore:
         if problem:
             self._differs.append(problem)
         else:
-            self._actions.append(partial(self._snapshot.read, entry, part.local, part.box))
+            self._reads.append((entry, part))
 
     def _tensor(self, name: str, live: torch.Tensor, replicas: tuple[int, ...]) -> None:
         part = part_of(name, live, replicas)

@@ -504,6 +504,24 @@ class GatherReply(_message.Message):
     images: _containers.RepeatedCompositeFieldContainer[Found]
     def __init__(self, images: _Optional[_Iterable[_Union[Found, _Mapping]]] = ...) -> None: ...
 
+class Stretch(_message.Message):
+    __slots__ = ("rank", "first", "last")
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    FIRST_FIELD_NUMBER: _ClassVar[int]
+    LAST_FIELD_NUMBER: _ClassVar[int]
+    rank: int
+    first: int
+    last: int
+    def __init__(self, rank: _Optional[int] = ..., first: _Optional[int] = ..., last: _Optional[int] = ...) -> None: ...
+
+class BringRequest(_message.Message):
+    __slots__ = ("version", "stretches")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    STRETCHES_FIELD_NUMBER: _ClassVar[int]
+    version: Version
+    stretches: _containers.RepeatedCompositeFieldContainer[Stretch]
+    def __init__(self, version: _Optional[_Union[Version, _Mapping]] = ..., stretches: _Optional[_Iterable[_Union[Stretch, _Mapping]]] = ...) -> None: ...
+
 class ReserveRequest(_message.Message):
     __slots__ = ("rank", "size")
     RANK_FIELD_NUMBER: _ClassVar[int]

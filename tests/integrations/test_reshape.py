@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from tests.fakes import bits, capture_to, restore_from
+from tests.fakes import FakeChannel, bits, capture_to, restore_from
 from tests.integrations.test_shards import local_of, module_of, on_every_rank, wholes
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -20,9 +21,13 @@ from torch.distributed.tensor.placement_types import _StridedShard
 from torch.nn.parallel import DistributedDataParallel
 
 from ckptd.ckpt.client import Found
-from ckptd.ckpt.errors import StateError
-from ckptd.ckpt.model import Version
+from ckptd.ckpt.errors import StateError, Unrecoverable
+from ckptd.ckpt.model import PIECE, Version
+from ckptd.integrations.checkpointer import Checkpointer
 from ckptd.integrations.ranks import Ranks
+from ckptd.integrations.restore import Restore
+from ckptd.integrations.snapshot import Snapshot
+from ckptd.integrations.state import TrainingState
 
 VERSION = Version(1, 5)
 Objects = dict[str, Any]
@@ -325,3 +330,59 @@ def test_missing_and_surplus_names_are_told(tmp_path: Path) -> None:
     assert "missing in it: model.y, data" in text
     assert "only in it: model.x" in text
     assert "different: model.w (float32 [2] in the snapshot, float32 [3] here)" in text
+
+
+def written(tmp_path: Path, world: int, objects: Callable[[int], Objects]) -> FakeChannel:
+    """A channel that has their images."""
+    folder = tmp_path / f"version-{VERSION.epoch}-{VERSION.step}"
+    folder.mkdir()
+    for image in captured(folder, world, objects):
+        image.path.rename(image.path.with_suffix(".safetensors"))
+    (tmp_path / "epoch").write_text("1")
+    return FakeChannel(tmp_path)
+
+
+def test_only_what_is_read_is_brought(tmp_path: Path) -> None:
+    """Of a matrix in rows a rank has its own rows brought, beside what is small, and asks few questions for it."""
+    whole = torch.rand(512, 1024)
+    channel = written(tmp_path, 3, lambda _: {"model": module_of({"w": spread(whole, "three rows")})})
+
+    def restore(rank: int) -> None:
+        channel.rank, channel.brought = rank, 0
+        channel.calls.clear()
+        live = module_of({"w": spread(torch.zeros(512, 1024), "two rows")})
+        bring = partial(channel.bring, VERSION)
+        snapshot = Snapshot(channel.open(VERSION), VERSION, "job", 3, bring)
+        Restore(TrainingState({"model": live}, rank), snapshot, Ranks(rank, 2)).apply()
+        half = spread(whole, "two rows")._local_tensor
+        assert bits(live.get_parameter("w")._local_tensor) == bits(half)  # type: ignore[attr-defined]
+        assert half.nbytes < channel.brought < half.nbytes + 3 * 40_000
+        assert channel.calls.count("bring") <= 8
+
+    on_every_rank(restore, 2)
+
+
+def test_a_checkpointer_does_so_when_the_world_has_changed(tmp_path: Path) -> None:
+    """It opens the images, has brought what it needs, lets go of them, and goes on under a new epoch."""
+    whole = torch.rand(6, 3)
+    channel = written(tmp_path, 2, lambda _: {"model": DistributedDataParallel(module_of({"w": whole.clone()}))})
+    model = module_of({"w": torch.zeros(6, 3)})
+    with Checkpointer(job="job", channel=channel, on_error="raise", model=model) as ck:
+        assert ck.restore() == VERSION.step
+        assert bits(model.get_parameter("w")) == bits(whole)
+        ck.step(6)
+    assert (channel.calls.count("open"), channel.calls.count("shut"), channel.calls.count("release")) == (1, 1, 0)
+    assert channel.recorded() == [VERSION, Version(2, 6)]
+    assert channel.image(Version(2, 6)).stat().st_size < PIECE
+
+
+def test_what_can_not_be_brought_leaves_the_objects_as_they_are(tmp_path: Path) -> None:
+    """Everything is brought before anything is written; the images are let go all the same."""
+    channel = written(tmp_path, 2, lambda _: {"model": DistributedDataParallel(module_of({"w": torch.ones(6, 3)}))})
+    model = module_of({"w": torch.zeros(6, 3)})
+    channel.fail["bring"] = Unrecoverable("nobody has it")
+    with Checkpointer(job="job", channel=channel, model=model) as ck:
+        with pytest.raises(Unrecoverable, match="nobody has it"):
+            ck.restore()
+        assert not model.get_parameter("w").any()
+    assert channel.calls.count("shut") == 1
