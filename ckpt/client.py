@@ -135,7 +135,7 @@ class Channel(Protocol):
     def bring(self, version: Version, stretches: Sequence[Stretch]) -> None:
         """See that these bytes of images of an opened version stand in their files, verified; no others need to.
 
-        Raises Unrecoverable, MemoryBudgetError, UsageError when the version is not open or has no such bytes.
+        Raises Unrecoverable, MemoryBudgetError, UsageError when the version is not open (any more) or has no such bytes.
         """
         ...
 
@@ -201,6 +201,7 @@ class Client:
         }
         self._attached: dict[str, Any] | None = None
         self._joined: int | None = None
+        self._opening = 0
 
     def attach(self, *, rank: int, world: int, local_world: int) -> Attachment:
         fields = {"job": self._job, "rank": rank, "world": world, "local_world": local_world, "pid": os.getpid()}
@@ -234,14 +235,15 @@ class Client:
 
     def open(self, version: Version) -> list[Found]:
         reply = self._call("Open", 3600.0, version=_named(version))
+        self._opening = reply.opening
         return [Found(item.rank, Path(item.path), item.size, item.source) for item in reply.images]
 
     def bring(self, version: Version, stretches: Sequence[Stretch]) -> None:
         wanted = [pb.Stretch(rank=part.rank, first=part.first, last=part.last) for part in stretches]
-        self._call("Bring", 3600.0, version=_named(version), stretches=wanted)
+        self._call("Bring", 3600.0, version=_named(version), stretches=wanted, opening=self._opening)
 
     def shut(self, version: Version) -> None:
-        self._call("Shut", version=_named(version))
+        self._call("Shut", version=_named(version), opening=self._opening)
 
     def reserve(self, size: int) -> list[Path]:
         return [Path(path) for path in self._call("Reserve", 600.0, rank=self._rank, size=size).paths]

@@ -6,6 +6,7 @@ that nobody holds is decoded, or read from storage, as a whole: only then can it
 
 from __future__ import annotations
 
+import secrets
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -49,6 +50,8 @@ class Opened:
         self._own, self._parts = tuple(own), {part.image.rank: part for part in parts}
         self._some, self._wholes = some, tuple(wholes)
         self._lock = threading.Lock()
+        self.number = secrets.randbits(63)
+        """Names this opening. Whoever has mapped the files of another one would read holes after asking this one."""
 
     @property
     def found(self) -> list[Found]:

@@ -167,21 +167,27 @@ class LocalServer:
         life = self._driver.look(lambda node: node.epoch)
         opened = self._opened.gather(version_in(request.version), life)
         images = [pb.Found(rank=f.rank, path=str(f.path), size=f.size, source=f.source) for f in opened.found]
-        return pb.GatherReply(images=images)
+        return pb.GatherReply(images=images, opening=opened.number)
 
     def bring(self, request: pb.BringRequest) -> pb.Empty:
         version, started = version_in(request.version), time.monotonic()
         opened = self._opened.here(version)
-        if opened is None:
-            raise UsageError(f"{version} is not open on this node: open it first")
+        if opened is None or opened.number != request.opening:
+            raise UsageError(
+                f"{version} is not open on this node: a later life has opened it anew, or the daemon was restarted; "
+                "restore once more"
+            )
         came = opened.bring([Stretch(part.rank, part.first, part.last) for part in request.stretches])
         if came.size:
             fields = {"epoch": version.epoch, "step": version.step, "seconds": time.monotonic() - started}
             self._record.write("gathered", {**fields, "bytes": came.size, "sources": list(came.sources)})
         return pb.Empty()
 
-    def shut(self, request: pb.GatherRequest) -> pb.Empty:
-        self._opened.release(version_in(request.version))
+    def shut(self, request: pb.BringRequest) -> pb.Empty:
+        version = version_in(request.version)
+        opened = self._opened.here(version)
+        if opened is not None and opened.number == request.opening:
+            self._opened.release(version)
         return pb.Empty()
 
     def reserve(self, request: pb.ReserveRequest) -> pb.ReserveReply:

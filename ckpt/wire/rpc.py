@@ -19,7 +19,7 @@ METHODS: dict[str, tuple[type[Message], type[Message]]] = {
     "Release": (pb.GatherRequest, pb.Empty),
     "Open": (pb.GatherRequest, pb.GatherReply),
     "Bring": (pb.BringRequest, pb.Empty),
-    "Shut": (pb.GatherRequest, pb.Empty),
+    "Shut": (pb.BringRequest, pb.Empty),
     "Reserve": (pb.ReserveRequest, pb.ReserveReply),
     "Begin": (pb.BeginRequest, pb.BeginReply),
     "Commit": (pb.CommitRequest, pb.Empty),

@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 from concurrent import futures
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +103,24 @@ def test_images_are_opened_and_shut(client: Client) -> None:
     with pytest.raises(UsageError, match="expected some of an image of"):
         client.bring(version, [Stretch(0, 0, SIZE + 1)])
     client.shut(version)
+    with pytest.raises(UsageError, match="is not open on this node"):
+        client.bring(version, [Stretch(0, 0, 1)])
     with pytest.raises(Unrecoverable, match="storage does not have it"):
         client.open(Version(decision.epoch, 6))
+
+
+def test_a_later_life_opens_images_anew(client: Client, config: Config) -> None:
+    """Who has mapped the files of an earlier opening is not told that bytes came which are in others, nor shuts these."""
+    version = Version(begin_life(client), 5)
+    capture(client, version)
+    client.open(version)
+    with closing(Client(config.run_dir, JOB)) as successor:
+        begin_life(successor)
+        successor.open(version)
+        with pytest.raises(UsageError, match="a later life has opened it anew"):
+            client.bring(version, [Stretch(0, 0, 1)])
+        client.shut(version)
+        successor.bring(version, [Stretch(0, 0, 1)])
 
 
 def test_no_socket(tmp_path: Path) -> None:
