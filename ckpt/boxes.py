@@ -55,6 +55,27 @@ class Box:
         )
 
 
+def stretches(part: Box, outer: Box, gap: int) -> list[tuple[int, int]]:
+    """Where the elements of `part` lie among those of `outer`, which holds it, counted in row-major order.
+
+    Ascending ranges (first, after the last) that hold all of them. Two that are `gap` elements apart or less may be one,
+    with what lies between them.
+    """
+    if not part.size:
+        return []
+    starts, length, stride = [0], 1, 1
+    for offset, count, base, extent in reversed(
+        list(zip(part.offsets, part.shape, outer.offsets, outer.shape, strict=True))
+    ):
+        first = (offset - base) * stride
+        if len(starts) == 1 and (count == 1 or stride - length <= gap):
+            starts, length = [first + starts[0]], stride * (count - 1) + length
+        else:
+            starts = [first + index * stride + start for index in range(count) for start in starts]
+        stride *= extent
+    return [(start, start + length) for start in starts]
+
+
 def tile(whole: tuple[int, ...], boxes: Sequence[Box]) -> bool:
     """Whether the boxes, which lie within a tensor of this shape, hold each of its elements exactly once.
 

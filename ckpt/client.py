@@ -75,6 +75,15 @@ class Found:
     source: str
 
 
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Bytes `first` to `last` (the one after) of a rank's image."""
+
+    rank: int
+    first: int
+    last: int
+
+
 class Channel(Protocol):
     """What a rank asks of its daemon. Implemented by `Client`; tests have a fake.
 
@@ -114,6 +123,24 @@ class Channel(Protocol):
 
     def release(self, version: Version) -> None:
         """The gathered files are no longer needed (mappings stay valid until unmapped)."""
+        ...
+
+    def open(self, version: Version) -> list[Found]:
+        """As `gather`, but of images that are not held here nothing has come yet: `bring` what is read of them.
+
+        The files have their sizes; their sources are `own` or `none`. Raises Unrecoverable.
+        """
+        ...
+
+    def bring(self, version: Version, stretches: Sequence[Stretch]) -> None:
+        """See that these bytes of images of an opened version stand in their files, verified; no others need to.
+
+        Raises Unrecoverable, MemoryBudgetError, UsageError when the version is not open (any more) or has no such bytes.
+        """
+        ...
+
+    def shut(self, version: Version) -> None:
+        """The opened files are no longer needed."""
         ...
 
     def reserve(self, size: int) -> list[Path]:
@@ -174,6 +201,7 @@ class Client:
         }
         self._attached: dict[str, Any] | None = None
         self._joined: int | None = None
+        self._opening = 0
 
     def attach(self, *, rank: int, world: int, local_world: int) -> Attachment:
         fields = {"job": self._job, "rank": rank, "world": world, "local_world": local_world, "pid": os.getpid()}
@@ -204,6 +232,18 @@ class Client:
 
     def release(self, version: Version) -> None:
         self._call("Release", version=_named(version))
+
+    def open(self, version: Version) -> list[Found]:
+        reply = self._call("Open", 3600.0, version=_named(version))
+        self._opening = reply.opening
+        return [Found(item.rank, Path(item.path), item.size, item.source) for item in reply.images]
+
+    def bring(self, version: Version, stretches: Sequence[Stretch]) -> None:
+        wanted = [pb.Stretch(rank=part.rank, first=part.first, last=part.last) for part in stretches]
+        self._call("Bring", 3600.0, version=_named(version), stretches=wanted, opening=self._opening)
+
+    def shut(self, version: Version) -> None:
+        self._call("Shut", version=_named(version), opening=self._opening)
 
     def reserve(self, size: int) -> list[Path]:
         return [Path(path) for path in self._call("Reserve", 600.0, rank=self._rank, size=size).paths]

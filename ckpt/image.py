@@ -187,7 +187,7 @@ class Header:
 def parse(image: Buffer) -> Header:
     """Read the header of a whole image. Raises CorruptionError when anything in it is not as this file promises."""
     view = memoryview(image)
-    start = _data_start(view)
+    start = data_start(view)
     header = _object(bytes(view[8:start]), "the header")
     metadata = header.pop("__metadata__", None)
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
@@ -204,7 +204,8 @@ def parse(image: Buffer) -> Header:
     return Header(version, job, rank, world, ordered, spans, len(view))
 
 
-def _data_start(view: memoryview) -> int:
+def data_start(view: memoryview) -> int:
+    """How many bytes of an image are its header, by its first eight. Raises CorruptionError."""
     if len(view) < 8:
         _refuse(f"{len(view)} bytes in all", "a header's length in the first 8")
     (length,) = struct.unpack("<Q", view[:8])

@@ -49,16 +49,34 @@ def reserve_file(path: Path, size: int) -> None:
 
     Raises MemoryBudgetError when the file system cannot hold it; nothing is left behind then.
     """
+    empty_file(path, 0)
+    try:
+        reserve_part(path, 0, max(size, 1))
+    except MemoryBudgetError:
+        path.unlink(missing_ok=True)
+        raise
+    os.truncate(path, size)
+
+
+def empty_file(path: Path, size: int) -> None:
+    """Make a file of `size` bytes, mode 0600, that takes no memory yet: call `reserve_part` before writing to it."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        os.ftruncate(descriptor, size)
+    finally:
+        os.close(descriptor)
+
+
+def reserve_part(path: Path, first: int, size: int) -> None:
+    """Reserve `size` (> 0) bytes of a file from byte `first` on. Raises MemoryBudgetError."""
     space = os.statvfs(path.parent)
     free = space.f_bavail * space.f_frsize
     if size + _HEADROOM > free:
         raise MemoryBudgetError(too_small(path.parent, size, free, space.f_blocks * space.f_frsize))
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
-        os.posix_fallocate(descriptor, 0, max(size, 1))
-        os.ftruncate(descriptor, size)
+        os.posix_fallocate(descriptor, first, size)
     except OSError as error:
-        path.unlink(missing_ok=True)
         raise MemoryBudgetError(too_small(path.parent, size, free, space.f_blocks * space.f_frsize)) from error
     finally:
         os.close(descriptor)

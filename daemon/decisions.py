@@ -72,4 +72,11 @@ class Decisions:
             following = max(following + LEAP, min(tenths, LEAPS_MAX))
         # Two nodes may be asked at once (a rank 0 that was replaced elsewhere still runs): each has numbers of its own.
         following += (self._config.node + 1 - following) % len(self._config.nodes)
-        return Decision(following, chosen.version, chosen.rung, chosen.reason, chosen.world)
+        return Decision(following, chosen.version, chosen.rung, _reason(chosen, asked.world), chosen.world)
+
+
+def _reason(chosen: Plan, world: int) -> str:
+    """Why this one. The number of ranks has no say in it: any number can read what any other has captured."""
+    if chosen.version is None or chosen.world == world:
+        return chosen.reason
+    return f"{chosen.reason}; captured by {chosen.world} ranks, for {world} now"

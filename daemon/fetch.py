@@ -17,7 +17,7 @@ from ckptd.ckpt.errors import CkptdError, CorruptionError, Unrecoverable
 from ckptd.ckpt.groups import group_of
 from ckptd.ckpt.inventory import Held, Ledger, Report
 from ckptd.ckpt.model import PIECE, Image, Table, Version
-from ckptd.ckpt.pieces import digest_of, sums_of
+from ckptd.ckpt.pieces import digest_of, piece_sum, sums_of
 from ckptd.ckpt.recovery import Rung, holders, is_complete, tables_of
 from ckptd.daemon.parities import ParityMaker
 from ckptd.daemon.segments import Segments
@@ -85,6 +85,31 @@ class Fetcher:
             return Brought("parity", _checked(table.version, image, sums))
         except CkptdError as error:
             raise Unrecoverable(f"rank {rank} of {table.version}: {'; '.join([*tried, str(error)])}") from error
+
+    def pieces(self, ledger: Ledger, version: Version, image: Image, wanted: Sequence[int], into: memoryview) -> Rung:
+        """Bring some pieces (ascending) of an image from a node that holds it; a damaged one of them is decoded.
+
+        `into` has room for the whole image. Each piece is checked against the sums that the image's digest is of. Raises
+        Unrecoverable when no live node can give them: what is decoded altogether can only be verified as a whole.
+        """
+        tried: list[str] = []
+        for report, held in holders(ledger, version, image):
+            try:
+                sums = self._symbols.sums(ledger, report.node, version, image)
+                damaged = set[int]()
+                for first, count in _runs(wanted):
+                    part = into[first * PIECE : (first + count) * PIECE]
+                    shm.touch(part)
+                    bad = self._symbols.range(ledger, report.node, Range(version, image, first, count), part)
+                    damaged |= {first + piece for piece in bad}
+                if damaged:
+                    self.decode(ledger, version, image, into, sorted(damaged))
+                if any(piece_sum(into[piece * PIECE : (piece + 1) * PIECE]) != sums[piece] for piece in wanted):
+                    raise CorruptionError(f"rank {image.rank} of {version}: a piece fails the sum of its capture")
+                return "parity" if damaged else self._rung(report, held)
+            except CkptdError as error:
+                tried.append(str(error))
+        raise Unrecoverable(f"rank {image.rank} of {version}: {'; '.join(tried) or 'no live node holds it'}")
 
     def _rung(self, report: Report, held: Held) -> Rung:
         own = report.node == self._config.node

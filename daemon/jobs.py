@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import astuple
+from functools import partial
 
 from ckptd.ckpt import shm
 from ckptd.ckpt.client import Found
@@ -17,6 +18,7 @@ from ckptd.ckpt.recovery import Rung, is_complete, survey
 from ckptd.ckpt.storage import Step, Storage
 from ckptd.daemon import events as ev
 from ckptd.daemon.fetch import Fetcher
+from ckptd.daemon.opened import Opened, Part, Whole
 from ckptd.daemon.parities import Spent
 from ckptd.daemon.progress import Add, Progress
 from ckptd.daemon.segments import Segments, Stretch
@@ -169,6 +171,44 @@ class Jobs:
                 return self._from_storage(step)
         raise Unrecoverable(f"{version} can't be restored: {why}; storage does not have it")
 
+    def open(self, ledger: Ledger, version: Version) -> Opened:
+        """The same images, brought as far as they will be asked for. Raises Unrecoverable when not all of them are known."""
+        table, step = (
+            survey(ledger).get(version),
+            next((s for s in self.stored() if s.manifest.version == version), None),
+        )
+        wholes: list[Whole] = []
+        if table is not None and is_complete(table):
+            images = [table.holder(rank)[1] for rank in range(table.world)]
+            wholes.append(partial(self._whole, ledger, table))
+        elif step is not None:
+            images = list(step.manifest.images)
+        else:
+            raise Unrecoverable(
+                f"{version} can't be restored: not every rank's image is known; storage does not have it"
+            )
+        if step is not None:
+            wholes.append(partial(self._whole_from_storage, step))
+        own, parts = [], []
+        for image in images:
+            found = None if table is None else self._own(ledger, table, image)
+            if found is not None:
+                own.append(found)
+                continue
+            path = self._segments.opened.directory_of(version) / file_name(image.rank)
+            parts.append(Part(image, path, self._segments.opened.make_empty(path, image.size)))
+        return Opened(own, parts, partial(self._fetcher.pieces, ledger, version), wholes)
+
+    def _whole(self, ledger: Ledger, table: Table, image: Image, view: memoryview) -> str:
+        return self._fetcher.image(ledger, table, image.rank, view).rung
+
+    def _whole_from_storage(self, step: Step, image: Image, view: memoryview) -> str:
+        assert self._storage is not None, "a stored step without a storage root"
+        if image not in step.manifest.images:
+            raise StorageError(f"{step.path} has another image of rank {image.rank}")
+        self._storage.read(step, image.rank, view)
+        return "storage"
+
     def _gather_all(self, table: Table, gather_one: Callable[[int], Found]) -> list[Found]:
         images = [table.holder(rank)[1] for rank in range(table.world)]
         found = []
@@ -180,13 +220,20 @@ class Jobs:
 
     def _gather_one(self, ledger: Ledger, table: Table, rank: int) -> Found:
         _, image = table.holder(rank)
-        stretch = self._segments.image(table.version, rank, image.digest)
-        where = self._segments.slot_path(table.version, rank)
-        if stretch is not None and where is not None and self._segments.check(stretch) == []:
-            return Found(rank, where, image.size, self._own_rung(ledger, table, rank))
+        found = self._own(ledger, table, image)
+        if found is not None:
+            return found
         path = self._segments.restored.directory_of(table.version) / file_name(rank)
         brought = self._fetcher.image(ledger, table, rank, self._segments.restored.make(path, image.size))
         return Found(rank, path, image.size, brought.rung)
+
+    def _own(self, ledger: Ledger, table: Table, image: Image) -> Found | None:
+        """An image in the slot where it stands, verified; None when it is not held here, or damaged."""
+        stretch = self._segments.image(table.version, image.rank, image.digest)
+        where = self._segments.slot_path(table.version, image.rank)
+        if stretch is None or where is None or self._segments.check(stretch) != []:
+            return None
+        return Found(image.rank, where, image.size, self._own_rung(ledger, table, image.rank))
 
     def _from_storage(self, step: Step) -> list[Found]:
         assert self._storage is not None, "a stored step without a storage root"

@@ -25,6 +25,12 @@ class Restored:
         shm.reserve_file(path, size)
         return memoryview(shm.map_file(path, size, write=True))
 
+    def make_empty(self, path: Path, size: int) -> memoryview:
+        """The same for a file that takes no memory yet: `shm.reserve_part` gives it some."""
+        path.unlink(missing_ok=True)
+        shm.empty_file(path, size)
+        return memoryview(shm.map_file(path, size, write=True))
+
     def release(self, version: Version) -> None:
         """The trainers have read it."""
         shutil.rmtree(self._directory / _name(version), ignore_errors=True)

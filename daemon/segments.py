@@ -71,6 +71,7 @@ class Segments:
         """Open the directory. Raises AccessError when it is in use, or not `owner`'s."""
         self.directory = shm.private_dir(directory)
         self.restored = Restored(self.directory / "restore")
+        self.opened = Restored(self.directory / "restore" / "parts")
         self._files = Files(self.directory, memory_bytes)
         self._lock = threading.RLock()
         self._assigned: dict[SlotId, tuple[str, int]] = {}

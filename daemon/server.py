@@ -18,7 +18,7 @@ import grpc
 from google.protobuf.message import Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from ckptd.ckpt.client import WAIT_MAX_S, Attachment, Decision, Found, pid_namespace
+from ckptd.ckpt.client import WAIT_MAX_S, Attachment, Decision, Found, Stretch, pid_namespace
 from ckptd.ckpt.config import Config
 from ckptd.ckpt.errors import (
     AccessError,
@@ -56,6 +56,7 @@ log = logging.getLogger(__name__)
 
 _ANSWER_S = 60.0
 _POLL_S = 0.02
+_READING = ("Gather", "Open", "Bring")
 WAITING = ("wait", "spare")
 LEVELS = ("none", "captured", "sealed", "persisted")
 
@@ -70,7 +71,8 @@ class LocalServer:
         self._config, self._driver, self._jobs, self._segments, self._record = config, driver, jobs, segments, record
         self._transfers, self._watcher, self._storage = transfers, watcher, storage
         self._admission = Admission(config)
-        self._gatherings = Gatherings(self._bring, segments.restored.release)
+        self._gatherings = Gatherings(self._gather, segments.restored.release)
+        self._opened = Gatherings(lambda version: jobs.open(self._settled(), version), segments.opened.release)
         self.socket = config.run_dir / "ckptd.sock"
         self._server = grpc.server(ThreadPoolExecutor(32, "local"))
         handlers = {name: self._handler(name, *types) for name, types in METHODS.items()}
@@ -98,7 +100,7 @@ class LocalServer:
                 return method(message)
             except CorruptionError as error:
                 # Only the bytes that a gather reads can be corrupt; elsewhere it is the request that makes no sense.
-                _fail(context, error if name == "Gather" else UsageError(str(error)))
+                _fail(context, error if name in _READING else UsageError(str(error)))
             except CkptdError as error:
                 _fail(context, error)
             raise AssertionError("abort does not return")
@@ -149,7 +151,7 @@ class LocalServer:
         images = [pb.Found(rank=f.rank, path=str(f.path), size=f.size, source=f.source) for f in found]
         return pb.GatherReply(images=images)
 
-    def _bring(self, version: Version) -> list[Found]:
+    def _gather(self, version: Version) -> list[Found]:
         started = time.monotonic()
         found = self._jobs.gather(self._settled(), version)
         fields = {"epoch": version.epoch, "step": version.step, "seconds": time.monotonic() - started}
@@ -174,6 +176,33 @@ class LocalServer:
 
     def release(self, request: pb.GatherRequest) -> pb.Empty:
         self._gatherings.release(version_in(request.version))
+        return pb.Empty()
+
+    def open(self, request: pb.GatherRequest) -> pb.GatherReply:
+        life = self._driver.look(lambda node: node.epoch)
+        opened = self._opened.gather(version_in(request.version), life)
+        images = [pb.Found(rank=f.rank, path=str(f.path), size=f.size, source=f.source) for f in opened.found]
+        return pb.GatherReply(images=images, opening=opened.number)
+
+    def bring(self, request: pb.BringRequest) -> pb.Empty:
+        version, started = version_in(request.version), time.monotonic()
+        opened = self._opened.here(version)
+        if opened is None or opened.number != request.opening:
+            raise UsageError(
+                f"{version} is not open on this node: a later life has opened it anew, or the daemon was restarted; "
+                "restore once more"
+            )
+        came = opened.bring([Stretch(part.rank, part.first, part.last) for part in request.stretches])
+        if came.size:
+            fields = {"epoch": version.epoch, "step": version.step, "seconds": time.monotonic() - started}
+            self._record.write("gathered", {**fields, "bytes": came.size, "sources": list(came.sources)})
+        return pb.Empty()
+
+    def shut(self, request: pb.BringRequest) -> pb.Empty:
+        version = version_in(request.version)
+        opened = self._opened.here(version)
+        if opened is not None and opened.number == request.opening:
+            self._opened.release(version)
         return pb.Empty()
 
     def reserve(self, request: pb.ReserveRequest) -> pb.ReserveReply:

@@ -94,7 +94,12 @@ class Symbols:
         return WHOLE
 
     def sums(self, ledger: Ledger, node: int, version: Version, image: Image) -> list[int]:
-        """The sums of an image that another node holds, exactly those that its digest is of. Raises CkptdError."""
+        """The sums of an image that a node holds, exactly those that its digest is of. Raises CkptdError."""
+        if node == self._config.node:
+            held = self._segments.image(version, image.rank, image.digest)
+            if held is None:
+                raise NotHeld(f"node {node} (this one) no longer holds rank {image.rank} of {version}")
+            return held.sums
         return self._reader.sums(self._endpoint(ledger, node), version, image)
 
     def _endpoint(self, ledger: Ledger, node: int) -> Endpoint:

@@ -19,7 +19,7 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from ckptd.ckpt.client import WAIT_MAX_S, Channel
-from ckptd.ckpt.errors import StaleStepError, StateError, UsageError
+from ckptd.ckpt.errors import StaleStepError, UsageError
 from ckptd.ckpt.model import Version, check_job_name
 from ckptd.ckpt.policy import Failures, cadence_of
 from ckptd.ckpt.settings import read
@@ -28,10 +28,11 @@ from ckptd.integrations.journal import Journal, OnError, Stats, logger
 from ckptd.integrations.loaders import advise
 from ckptd.integrations.outline import Outline
 from ckptd.integrations.ranks import Ranks
-from ckptd.integrations.restore import Restore, Snapshot
+from ckptd.integrations.restore import Restore
 from ckptd.integrations.rounds import Rounds, Turn
 from ckptd.integrations.session import Session
 from ckptd.integrations.sigterm import Sigterm
+from ckptd.integrations.snapshot import Snapshot
 from ckptd.integrations.sources import Plan
 from ckptd.integrations.state import Leaf, TrainingState
 from ckptd.integrations.watch import Watched
@@ -127,8 +128,9 @@ class Checkpointer:
     def restore(self) -> int:
         """Bring the newest recoverable step back into the objects; return it, or 0 for a fresh start. A collective.
 
-        Raises StateError when the snapshot does not fit the objects or the number of ranks, DaemonUnavailable,
-        Unrecoverable, CorruptionError. On error the objects are unchanged (if no load_state_dict() of them failed).
+        Any number of ranks may have captured it (docs/elastic.md). Raises StateError when the snapshot does not fit the
+        objects, DaemonUnavailable, Unrecoverable, CorruptionError. On error the objects are unchanged (if no
+        load_state_dict() of them failed).
         """
         self._check_open()
         with self._guarding():
@@ -142,16 +144,11 @@ class Checkpointer:
             if self._ranks.rank == 0:
                 logger.warning("ckptd: job %s starts fresh, from step 0: %s", self._job, decision.reason)
             return 0
-        if decision.world != self._ranks.world:
-            raise StateError(
-                f"{version} was captured by {decision.world} ranks, this job has {self._ranks.world}; resharding is not "
-                f"supported yet: start {decision.world} ranks, or `ckptd export {version.step}` and load that file"
-            )
         try:
-            ready = self._ranks.together(lambda: self._fetch(version))
+            ready = self._ranks.together(lambda: self._fetch(version, decision.world))
             self._ranks.together(ready.apply)
         finally:
-            self._session.call(lambda channel: channel.release(version)).add_done_callback(self._window.note)
+            self._session.let_go(version).add_done_callback(self._window.note)
         self._last = version.step
         logger.info("ckptd: restored %s from %s: %s", version, decision.source, decision.reason)
         return version.step
@@ -312,9 +309,9 @@ class Checkpointer:
         if self._closed:
             raise UsageError(self._closed)
 
-    def _fetch(self, version: Version) -> Restore:
-        found = self._session.call(lambda channel: channel.gather(version)).result()
-        return Restore(self._state, Snapshot(found, version, self._job, self._ranks.world), self._ranks)
+    def _fetch(self, version: Version, world: int) -> Restore:
+        found, bring = self._session.images(version, world)
+        return Restore(self._state, Snapshot(found, version, self._job, world, bring), self._ranks)
 
     def _capture(self, n: int) -> None:
         """Copy the eager state, plan anew if the layout changed, and let the worker copy the rest."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from ckptd.ckpt.client import Found
+from ckptd.ckpt.client import Found, Stretch
 from ckptd.ckpt.errors import CorruptionError
-from ckptd.ckpt.image import PAGE, Entry, Header, parse
+from ckptd.ckpt.image import PAGE, Entry, Header, data_start, parse
 from ckptd.ckpt.model import Version
 from ckptd.integrations.tensors import Mapping
 
@@ -42,13 +42,29 @@ class Opened:
             )
 
 
-def open_images(found: Sequence[Found], version: Version, job: str, world: int) -> list[Opened]:
-    """Map every rank's image, in rank order. Raises CorruptionError when one is not what it was announced as."""
+Bring = Callable[[Sequence[Stretch]], None]
+"""Sees that these bytes stand in the images' files. Raises CkptdError."""
+
+
+def all_here(stretches: Sequence[Stretch]) -> None:
+    """For files that have all of their bytes."""
+
+
+def open_images(
+    found: Sequence[Found], version: Version, job: str, world: int, bring: Bring = all_here
+) -> list[Opened]:
+    """Map every rank's image, in rank order; only headers are read, and brought before.
+
+    Raises CorruptionError when one is not what it was announced as.
+    """
     if [image.rank for image in found] != list(range(world)):
         raise CorruptionError(f"{version}: found images of ranks {[image.rank for image in found]}, expected {world}")
+    mappings = [Mapping(image.path, image.size, write=False) for image in found]
+    bring([Stretch(image.rank, 0, min(PAGE, image.size)) for image in found])
+    long = [(rank, data_start(memoryview(mapping.memory))) for rank, mapping in enumerate(mappings)]
+    bring([Stretch(rank, PAGE, last) for rank, last in long if last > PAGE])
     opened = []
-    for image in found:
-        mapping = Mapping(image.path, image.size, write=False)
+    for image, mapping in zip(found, mappings, strict=True):
         header = parse(memoryview(mapping.memory))
         says = (header.version, header.job, header.rank, header.world)
         if says != (version, job, image.rank, world):

@@ -55,6 +55,12 @@ class Generators:
         if "cuda" in state and torch.cuda.is_available():
             torch.cuda.set_rng_state(state["cuda"])
 
+    def reseed(self, seed: int) -> None:
+        """Begin anew from a seed of 64 bits."""
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.manual_seed(seed)  # the GPUs' too
+
 
 def _numpy_state() -> dict[str, Any]:
     """What `np.random.get_state(legacy=False)` returns, in half of its time."""

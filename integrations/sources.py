@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ from ckptd.integrations.state import Leaf
 from ckptd.integrations.tensors import Mapping, entry
 
 Spec = tuple[str, torch.dtype, torch.Size]
+_OF_A_RANK = re.compile(r"(?:rank-(\d{5,})|ckptd)\.")
 
 
 def own_name(name: str, rank: int) -> str:
@@ -24,6 +26,17 @@ def own_name(name: str, rank: int) -> str:
     Rank 0's go without prefix, so that stock readers find them.
     """
     return name if rank == 0 else f"rank-{rank:05d}.{name}"
+
+
+def is_of_a_rank(entry: str) -> bool:
+    """Whether the entry is a document, or `own_name` gave it the prefix of a rank other than 0."""
+    return _OF_A_RANK.match(entry) is not None
+
+
+def owner_of(entry: str) -> tuple[int, str]:
+    """The rank whose name `own_name` gave to the entry, and that of the tensor. Says nothing of documents."""
+    match = _OF_A_RANK.match(entry)
+    return (0, entry) if match is None or match[1] is None else (int(match[1]), entry[match.end() :])
 
 
 def document_name(rank: int) -> str:

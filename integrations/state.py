@@ -121,13 +121,13 @@ class Model:
                     yield name, parameter, self._own if own else site.replicas
 
     def buffers(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """(canonical name, buffer): the persistent ones, as in a state_dict(); of a DTensor its local tensor."""
+        """(canonical name, buffer): the persistent ones, as in a state_dict()."""
         for site in self.sites():
             if buffers := vars(site.module)["_buffers"]:
                 skipped = vars(site.module)["_non_persistent_buffers_set"]
                 for key, buffer in buffers.items():
                     if buffer is not None and key not in skipped:
-                        yield site.path + key, memory_of(buffer)
+                        yield site.path + key, buffer
 
     def extras(self) -> Iterator[tuple[str, nn.Module]]:
         """(canonical path, submodule) of those that define `get_extra_state`."""
@@ -255,7 +255,9 @@ class TrainingState:
         be encoded, and whatever the objects' own state_dict() raises.
         """
         encoder = Encoder()
-        buffers = {f"{model.name}.{name}": buffer for model in self.models for name, buffer in model.buffers()}
+        buffers = {
+            f"{model.name}.{name}": memory_of(buffer) for model in self.models for name, buffer in model.buffers()
+        }
         encoder.add_copies(buffers, self.staging.copies_of(self._plain(buffers)))
         objects: dict[str, str] = {}
         for model in self.models:

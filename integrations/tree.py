@@ -15,7 +15,7 @@ import base64
 import math
 import struct
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NoReturn
 
 import numpy as np
@@ -104,6 +104,19 @@ def decode(tree: Any, tensor: Callable[[str], torch.Tensor]) -> Any:
             f"the captured state holds {short(tree)}, which this ckptd cannot read ({error}); "
             "restore with the ckptd that captured it, or choose another step"
         ) from error
+
+
+def references(tree: Any) -> Iterator[str]:
+    """The names of the tensors that an encoded value refers to."""
+    if isinstance(tree, list):
+        for item in tree:
+            yield from references(item)
+    elif isinstance(tree, dict):
+        for key, value in tree.items():
+            if key in ("$tensor", "$array") and isinstance(value, str):
+                yield value
+            else:
+                yield from references(value)
 
 
 def _number(value: Any) -> Any:

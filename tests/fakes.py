@@ -10,14 +10,16 @@ from pathlib import Path
 
 import torch
 
-from ckptd.ckpt.client import Attachment, Decision, Found, Slot
+from ckptd.ckpt.client import Attachment, Decision, Found, Slot, Stretch
 from ckptd.ckpt.errors import CkptdError, StaleStepError
+from ckptd.ckpt.image import parse
 from ckptd.ckpt.model import Version
 from ckptd.integrations.capture import Capture, Slots
 from ckptd.integrations.copying import Copying
 from ckptd.integrations.ranks import Ranks
-from ckptd.integrations.restore import Restore, Snapshot
+from ckptd.integrations.restore import Restore
 from ckptd.integrations.roles import Roles
+from ckptd.integrations.snapshot import Snapshot
 from ckptd.integrations.sources import Plan
 from ckptd.integrations.state import TrainingState
 
@@ -42,6 +44,7 @@ class FakeChannel:
         self.threads: set[str] = set()
         self.aborts: list[str] = []
         self.reserved: list[int] = []
+        self.brought = 0
         self.rank = -1
         self.world = 0
         self.epoch = -1
@@ -82,6 +85,28 @@ class FakeChannel:
 
     def release(self, version: Version) -> None:
         self._called("release")
+
+    def open(self, version: Version) -> list[Found]:
+        """Of the images nothing can be read but what was brought."""
+        self._called("open")
+        found = []
+        for image in self.gather(version):
+            path = self.directory / f"opened-{self.rank}-{image.rank}"
+            path.write_bytes(b"\xaa" * image.size)
+            found.append(Found(image.rank, path, image.size, "none"))
+        return found
+
+    def bring(self, version: Version, stretches: Sequence[Stretch]) -> None:
+        self._called("bring")
+        for part in stretches:
+            content = self.image(version, part.rank).read_bytes()[part.first : part.last]
+            with (self.directory / f"opened-{self.rank}-{part.rank}").open("r+b") as file:
+                file.seek(part.first)
+                file.write(content)
+        self.brought += sum(part.last - part.first for part in stretches)
+
+    def shut(self, version: Version) -> None:
+        self._called("shut")
 
     def reserve(self, size: int) -> list[Path]:
         self._called("reserve")
@@ -143,7 +168,8 @@ class FakeChannel:
         found = []
         for folder in self.directory.glob("version-*"):
             epoch, step = folder.name.split("-")[1:]
-            if len(list(folder.glob("rank-*"))) == self.world:
+            files = sorted(folder.glob("rank-*"))
+            if files and len(files) == parse(files[0].read_bytes()).world:
                 found.append(Version(int(epoch), int(step)))
         return sorted(found)
 
@@ -178,8 +204,8 @@ def capture_to(
 def restore_from(
     found: Sequence[Found], objects: Mapping[str, object], version: Version, *, ranks: Ranks = ALONE, job: str = "job"
 ) -> None:
-    """Bring such images back into objects."""
-    Restore(TrainingState(objects, ranks.rank), Snapshot(found, version, job, ranks.world), ranks).apply()
+    """Bring such images, one of each rank that captured the version, back into objects."""
+    Restore(TrainingState(objects, ranks.rank), Snapshot(found, version, job, len(found)), ranks).apply()
 
 
 def bits(tensor: torch.Tensor) -> bytes:

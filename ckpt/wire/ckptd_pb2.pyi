@@ -499,10 +499,32 @@ class Found(_message.Message):
     def __init__(self, rank: _Optional[int] = ..., path: _Optional[str] = ..., size: _Optional[int] = ..., source: _Optional[str] = ...) -> None: ...
 
 class GatherReply(_message.Message):
-    __slots__ = ("images",)
+    __slots__ = ("images", "opening")
     IMAGES_FIELD_NUMBER: _ClassVar[int]
+    OPENING_FIELD_NUMBER: _ClassVar[int]
     images: _containers.RepeatedCompositeFieldContainer[Found]
-    def __init__(self, images: _Optional[_Iterable[_Union[Found, _Mapping]]] = ...) -> None: ...
+    opening: int
+    def __init__(self, images: _Optional[_Iterable[_Union[Found, _Mapping]]] = ..., opening: _Optional[int] = ...) -> None: ...
+
+class Stretch(_message.Message):
+    __slots__ = ("rank", "first", "last")
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    FIRST_FIELD_NUMBER: _ClassVar[int]
+    LAST_FIELD_NUMBER: _ClassVar[int]
+    rank: int
+    first: int
+    last: int
+    def __init__(self, rank: _Optional[int] = ..., first: _Optional[int] = ..., last: _Optional[int] = ...) -> None: ...
+
+class BringRequest(_message.Message):
+    __slots__ = ("version", "stretches", "opening")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    STRETCHES_FIELD_NUMBER: _ClassVar[int]
+    OPENING_FIELD_NUMBER: _ClassVar[int]
+    version: Version
+    stretches: _containers.RepeatedCompositeFieldContainer[Stretch]
+    opening: int
+    def __init__(self, version: _Optional[_Union[Version, _Mapping]] = ..., stretches: _Optional[_Iterable[_Union[Stretch, _Mapping]]] = ..., opening: _Optional[int] = ...) -> None: ...
 
 class ReserveRequest(_message.Message):
     __slots__ = ("rank", "size")

@@ -14,7 +14,7 @@ from torch.distributed.tensor import Replicate, Shard
 from torch.distributed.tensor._utils import _compute_local_shape_and_global_offset
 from torch.distributed.tensor.placement_types import _StridedShard
 
-from ckptd.ckpt.boxes import MAX_CUT_DIMS, Box, Cut, shard, tile
+from ckptd.ckpt.boxes import MAX_CUT_DIMS, Box, Cut, shard, stretches, tile
 
 calm = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy
 WHOLE = (4, 3)
@@ -110,3 +110,35 @@ def test_a_part_may_be_cut_at_rows() -> None:
     box = Box((4, 2), (3, 5))
     assert [box.rows(0, 2), box.rows(2, 1)] == [Box((4, 2), (2, 5)), Box((6, 2), (1, 5))]
     assert torch.zeros(3, 5)[box.rows(2, 1).within(box)].shape == (1, 5)
+
+
+@calm
+@given(boxes_in((3, 2, 4)), boxes_in((3, 2, 4)), st.integers(0, 9))
+def test_stretches_hold_a_part_and_little_else(outer: Box, other: Box, gap: int) -> None:
+    """In ascending order; every element of the part lies in one; none begins or ends with another, and what is let in comes
+    in runs of `gap` at most."""
+    part = outer.meet(other)
+    if part is None:
+        return
+    inside = np.zeros(outer.shape, dtype=bool)
+    inside[part.within(outer)] = True
+    flat, found = inside.reshape(-1), stretches(part, outer, gap)
+    covered = np.zeros_like(flat)
+    for first, last in found:
+        assert not covered[first:].any()
+        covered[first:last] = True
+        assert flat[first]
+        assert flat[last - 1]
+        runs = "".join("x" if held else "." for held in flat[first:last]).split("x")
+        assert max(map(len, runs)) <= gap
+    assert covered[flat].all()
+
+
+def test_stretches_of_whole_rows_are_one() -> None:
+    """What is whole in memory is asked for at once, and columns of a wide matrix row by row."""
+    outer = Box((10, 0), (100, 1000))
+    assert stretches(Box((20, 0), (5, 1000)), outer, 0) == [(10_000, 15_000)]
+    assert stretches(Box((20, 100), (3, 50)), outer, 10) == [(10_100, 10_150), (11_100, 11_150), (12_100, 12_150)]
+    assert stretches(Box((20, 100), (3, 50)), outer, 950) == [(10_100, 12_150)]
+    assert stretches(Box((), ()), Box((), ()), 0) == [(0, 1)]
+    assert stretches(Box((20, 0), (0, 1000)), outer, 0) == []

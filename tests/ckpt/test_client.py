@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 from concurrent import futures
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,9 @@ from tests.cluster import daemon_here, fill, shm_dir, until
 from tests.payload import JOB, bytes_of
 
 from ckptd.ckpt import errors
-from ckptd.ckpt.client import Client
+from ckptd.ckpt.client import Client, Stretch
 from ckptd.ckpt.config import Config
-from ckptd.ckpt.errors import AccessError, CkptdError, DaemonUnavailable, StaleStepError, UsageError
+from ckptd.ckpt.errors import AccessError, CkptdError, DaemonUnavailable, StaleStepError, Unrecoverable, UsageError
 from ckptd.ckpt.model import Version
 from ckptd.ckpt.wire import ckptd_pb2 as pb
 from ckptd.ckpt.wire.rpc import ERROR_KEY, LOCAL, status_of
@@ -84,6 +85,42 @@ def test_a_life_with_a_daemon(client: Client) -> None:
     again = client.decide(world=1)
     assert (again.version, again.source, again.epoch, again.world) == (version, "own", decision.epoch + 1, 1)
     assert client.decide(world=1, fresh=True).version is None
+
+
+def test_images_are_opened_and_shut(client: Client) -> None:
+    """What is held here can be read at once; bytes are brought of an open version alone, and of what it has."""
+    client.attach(rank=0, world=1, local_world=1)
+    decision = client.decide(world=1)
+    client.join(decision.epoch)
+    version = Version(decision.epoch, 5)
+    capture(client, version)
+    with pytest.raises(UsageError, match=r"step 5 .* is not open on this node"):
+        client.bring(version, [Stretch(0, 0, 1)])
+    (found,) = client.open(version)
+    assert (found.rank, found.size, found.source) == (0, SIZE, "own")
+    client.bring(version, [Stretch(0, 0, SIZE)])
+    assert found.path.read_bytes() == bytes_of(version, 0, SIZE)
+    with pytest.raises(UsageError, match="expected some of an image of"):
+        client.bring(version, [Stretch(0, 0, SIZE + 1)])
+    client.shut(version)
+    with pytest.raises(UsageError, match="is not open on this node"):
+        client.bring(version, [Stretch(0, 0, 1)])
+    with pytest.raises(Unrecoverable, match="storage does not have it"):
+        client.open(Version(decision.epoch, 6))
+
+
+def test_a_later_life_opens_images_anew(client: Client, config: Config) -> None:
+    """Who has mapped the files of an earlier opening is not told that bytes came which are in others, nor shuts these."""
+    version = Version(begin_life(client), 5)
+    capture(client, version)
+    client.open(version)
+    with closing(Client(config.run_dir, JOB)) as successor:
+        begin_life(successor)
+        successor.open(version)
+        with pytest.raises(UsageError, match="a later life has opened it anew"):
+            client.bring(version, [Stretch(0, 0, 1)])
+        client.shut(version)
+        successor.bring(version, [Stretch(0, 0, 1)])
 
 
 def test_no_socket(tmp_path: Path) -> None:

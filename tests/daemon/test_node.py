@@ -117,6 +117,25 @@ def test_more_losses_than_parity_fall_back_to_storage() -> None:
     assert "passed over" in decision.reason or decision.version == max(world.manifests)
 
 
+def test_a_job_goes_on_with_fewer_ranks_and_with_more() -> None:
+    """The newest step is chosen whatever its number of ranks, and the decision says so. What the new ranks capture is
+    sealed; then nothing is kept of ranks that are no more."""
+    world, job = training()
+    for place, said in (([0, 2], "captured by 4 ranks, for 2 now"), ([0, 1, 2, 3], "captured by 2 ranks, for 4 now")):
+        sealed, lives, job.place = world.sealed, len(job.lives), place
+        job.kill(0)
+        assert world.run(20.0, lambda: len(job.lives) > lives and job.life.decision is not None)  # noqa: B023
+        decision = job.life.decision
+        assert decision is not None
+        assert decision.version is not None
+        assert sealed is not None
+        assert decision.version >= sealed
+        assert said in decision.reason
+        assert world.run(20.0, lambda: world.sealed is not None and world.sealed.epoch == decision.epoch)  # noqa: B023
+        world.run(1.0)
+        assert {found.slot.rank for host in world.hosts for found in host.records.values()} == set(range(len(place)))
+
+
 def test_a_killed_trainer_costs_at_most_the_steps_in_flight() -> None:
     """The next life begins in a later epoch from a step that was sealed or newer."""
     world, job = training()

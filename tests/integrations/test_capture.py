@@ -18,9 +18,9 @@ from ckptd.ckpt.model import Version
 from ckptd.integrations.capture import Capture, Slots, Worker
 from ckptd.integrations.copying import Copying
 from ckptd.integrations.ranks import Ranks
-from ckptd.integrations.restore import Snapshot
 from ckptd.integrations.roles import Roles
 from ckptd.integrations.session import Ticket
+from ckptd.integrations.snapshot import Snapshot
 from ckptd.integrations.sources import Plan, Source, signature_of
 from ckptd.integrations.state import Leaf
 from ckptd.integrations.tensors import plain

@@ -221,29 +221,6 @@ def test_restore_raises(channel: FakeChannel, method: str) -> None:
     assert bits(model.weight) == before
 
 
-def test_another_number_of_ranks_is_refused_with_advice(channel: FakeChannel) -> None:
-    """A snapshot of two ranks is not squeezed into one."""
-    model = nn.Linear(1, 1)
-    with Checkpointer(job="job", channel=channel, model=model) as ck:
-        ck.step(1)
-    image = channel.image(Version(1, 1))
-    image.with_name("rank-00001.safetensors").write_bytes(image.read_bytes())
-    second = after(channel)
-    second.world = 2
-    monkey = FakeChannel.attach
-
-    def attach(self: FakeChannel, *, rank: int, world: int, local_world: int) -> Any:
-        return monkey(self, rank=rank, world=2, local_world=local_world)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(FakeChannel, "attach", attach)
-        with (
-            Checkpointer(job="job", channel=second, model=model) as ck,
-            pytest.raises(StateError, match="start 2 ranks"),
-        ):
-            ck.restore()
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

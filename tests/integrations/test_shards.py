@@ -51,9 +51,9 @@ LAYOUTS: dict[str, tuple[torch.Tensor, list[Any]]] = {
 
 
 @contextmanager
-def as_rank(rank: int) -> Iterator[None]:
+def as_rank(rank: int, world: int = WORLD) -> Iterator[None]:
     """Be this rank of the world, in a process group that talks to nobody."""
-    dist.init_process_group("fake", rank=rank, world_size=WORLD, store=FakeStore())
+    dist.init_process_group("fake", rank=rank, world_size=world, store=FakeStore())
     try:
         yield
     finally:
@@ -61,10 +61,10 @@ def as_rank(rank: int) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def on_every_rank(work: Callable[[int], Any]) -> list[Any]:
+def on_every_rank(work: Callable[[int], Any], world: int = WORLD) -> list[Any]:
     found = []
-    for rank in range(WORLD):
-        with as_rank(rank):
+    for rank in range(world):
+        with as_rank(rank, world):
             found.append(work(rank))
     return found
 

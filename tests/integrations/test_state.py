@@ -19,8 +19,8 @@ from ckptd.ckpt.errors import CorruptionError, StateError
 from ckptd.ckpt.image import STOCK
 from ckptd.ckpt.model import Version
 from ckptd.integrations.ranks import Ranks
-from ckptd.integrations.restore import Snapshot
 from ckptd.integrations.rng import Generators
+from ckptd.integrations.snapshot import Snapshot
 from ckptd.integrations.state import TrainingState
 from ckptd.integrations.tree import decode
 

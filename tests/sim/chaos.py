@@ -29,7 +29,7 @@ class Chaos:
         self.world = _world(self.scenario)
         place = [rank % options.nodes for rank in range(options.ranks)]
         self.job = Job(self.world, place, list(options.sizes), step_s=options.step_s)
-        self.job.moves = options.moves
+        self.job.moves, self.job.resizes = options.moves, options.resizes
         self.faults = Faults(self.world, self.job, beyond=self.scenario.beyond)
         self._judged: set[int] = set()
 
@@ -87,7 +87,7 @@ class Chaos:
         return f"nodes {older} keep parities of older maps" if older else ""
 
     def surplus(self) -> list[str]:
-        """Old images of ranks that capture on another node now: they would stay there for ever."""
+        """Old images of ranks that capture on another node now, or nowhere any more: they would stay there for ever."""
         attached = [(host.index, rank) for host in self.world.hosts if host.node for rank, _ in host.node.ranks]
         where = {rank: {index for index, other in attached if other == rank} for _, rank in attached}
         pinned = {host.node.ledger.persist for host in self.world.hosts if host.node and host.node.ledger}
@@ -96,7 +96,7 @@ class Chaos:
             for host in self.world.hosts
             for old in host.records.values()
             if host.node and host.node.sealed and old.version < host.node.sealed and old.version not in pinned
-            and host.index not in where.get(old.slot.rank, {host.index})
+            and host.index not in where.get(old.slot.rank, {host.index} if old.slot.rank < len(self.job.place) else ())
         ]  # fmt: skip
 
     def unrest(self) -> list[str]:

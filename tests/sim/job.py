@@ -87,6 +87,8 @@ class Job:
         self.linger_s = (0.0, 0.5)
         self.moves = 0.0
         """How often the ranks change places at a restart."""
+        self.resizes = 0.0
+        """How often a restart has another number of ranks, as many as there are sizes at most."""
         self.lives: list[Life] = []
         self.granted = self.skipped = self.refused = 0
         self.stopped = False
@@ -106,12 +108,21 @@ class Job:
             return
         if self.lives and self.world.rng.random() < self.moves:
             self.world.rng.shuffle(self.place)
+        if self.lives and self.resizes and self.world.rng.random() < self.resizes:
+            self._resize()
         first = self._pids
         self._pids += len(self.place)
         life = Life([Proc(rank, node, first + rank) for rank, node in enumerate(self.place)])
         self.lives.append(life)
         for proc in life.procs:
             self._go_on(proc, self._live(life, proc))
+
+    def _resize(self) -> None:
+        """Go on with more or fewer ranks, on nodes where some were before."""
+        rng, nodes = self.world.rng, sorted(set(self.place))
+        count = rng.randint(1, len(self.sizes))
+        self.place = [*self.place, *(rng.choice(nodes) for _ in self.sizes)][:count]
+        self.world.note(-1, "RESIZES", ranks=count)
 
     def kill(self, rank: int) -> None:
         """A trainer dies; the launcher notices, ends the others and starts anew."""
@@ -142,8 +153,8 @@ class Job:
 
     def _is_followed(self, proc: Proc) -> bool:
         """Whether another process is this rank by now, and copies: the worst moment to go on."""
-        successor = self.life.procs[proc.rank]
-        return successor is not proc and successor.filling
+        successors = self.life.procs[proc.rank : proc.rank + 1]  # none where the job has shrunk
+        return any(successor is not proc and successor.filling for successor in successors)
 
     def stop(self) -> None:
         """The job ends: all its trainers go."""
@@ -325,12 +336,21 @@ class Job:
         return held | living | {version.epoch for version in self.world.manifests}
 
     def _restore(self, life: Life, proc: Proc, version: Version) -> Waiting:
-        """Bring this rank's image here; P2: the bytes are those that were captured, all of the version decided."""
+        """Bring this rank's image here, or all where there were more or fewer ranks; P2: the bytes are those that were
+        captured, all of the version decided."""
+        assert life.decision is not None
+        world = life.decision.world
+        captured_by = next(
+            (len(old.procs) for old in self.lives if old.decision and old.decision.epoch == version.epoch), world
+        )
+        assert world == captured_by, f"P2: {version} was captured by {captured_by} ranks, the decision says {world}"
+        wanted = [proc.rank] if world == len(life.procs) else list(range(world))
         for _ in range(20):
-            data = self.world.gather(self.world.hosts[proc.node], version, proc.rank)
-            if data is not None:
-                whole = data == content(proc.rank, version, self.sizes[proc.rank])
-                assert whole, f"P2: what rank {proc.rank} restored is not {version}"
+            found = [(rank, self.world.gather(self.world.hosts[proc.node], version, rank)) for rank in wanted]
+            if all(data is not None for _, data in found):
+                for rank, data in found:
+                    whole = data == content(rank, version, self.sizes[rank])
+                    assert whole, f"P2: what rank {proc.rank} restored of rank {rank} is not {version}"
                 return
             yield self._sleep(0.2)
         self.kill(proc.rank)
