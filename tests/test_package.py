@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+PUBLIC = ("__init__", "dcp", "transformers")
 FOLDERS = ("ckpt", "daemon", "erasure", "integrations", "examples")
 
 
@@ -32,7 +33,7 @@ def test_the_wheel_holds_every_module_and_nothing_else(tmp_path: Path) -> None:
     sources = {f"ckptd/{path.relative_to(ROOT)}" for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")}
     assert sources <= names
     others = names - sources
-    assert {name for name in others if name.endswith(".py")} == {"ckptd/__init__.py", "ckptd/dcp.py"}
+    assert {name for name in others if name.endswith(".py")} == {f"ckptd/{name}.py" for name in PUBLIC}
     assert not [name for name in names if name.startswith(("tests", "benchmarks", "ckptd/tests"))]
 
 
@@ -40,6 +41,14 @@ def test_importing_ckptd_loads_neither_torch_nor_grpc() -> None:
     """The public face costs nothing until it is used."""
     out = run(sys.executable, "-c", "import sys, ckptd; print({'torch', 'grpc', 'numpy'} & set(sys.modules))")
     assert out.strip() == "set()"
+
+
+@pytest.mark.slow
+def test_a_checkpointer_loads_no_framework() -> None:
+    """Frameworks are extras: whoever has none of them, or does not use them, never loads them."""
+    frameworks = {"transformers", "lightning", "pytorch_lightning", "accelerate"}
+    loads = "import sys, ckptd, ckptd.dcp; ckptd.Checkpointer"
+    assert run(sys.executable, "-c", f"{loads}; print({frameworks} & set(sys.modules))").strip() == "set()"
 
 
 def test_the_daemon_never_loads_torch() -> None:
