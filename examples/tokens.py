@@ -64,9 +64,9 @@ class Report:
     def begins(self, step: int) -> None:
         self._write(event="begins", step=step)
 
-    def step(self, step: int) -> None:
+    def step(self, step: int, loss: float = 0.0) -> None:
         """A step is done; waits for the pace."""
-        self._write(event="step", step=step)
+        self._write(event="step", step=step, loss=loss.hex())
         time.sleep(self._pace)
 
     def done(self, step: int, losses: Sequence[float], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -74,10 +74,7 @@ class Report:
 
     def _write(self, **event: Any) -> None:
         if self._path is None:
-            shown = {
-                name: value if name != "losses" else f"{float.fromhex(value[-1]):.6f}" for name, value in event.items()
-            }
-            print(*(f"{name}={value}" for name, value in shown.items()), flush=True)
+            print(*(f"{name}={value}" for name, value in event.items()), flush=True)
             return
         with self._path.open("a") as file:
             file.write(json.dumps(event | {"pid": os.getpid()}) + "\n")

@@ -13,24 +13,14 @@ import tempfile
 from typing import Any
 
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from ckptd.examples.gpt2 import tiny_gpt2
 from ckptd.examples.tokens import Options, Report, Tokens, parse
 from ckptd.transformers import CkptdCallback
 
 
-def tiny_gpt2(seed: int) -> GPT2LMHeadModel:
-    """A GPT-2 of two layers with random weights; nothing is downloaded."""
-    torch.manual_seed(seed)
-    return GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=Tokens.KINDS, n_positions=Tokens.LENGTH, n_embd=32, n_layer=2, n_head=2,
-            bos_token_id=0, eos_token_id=0,
-        )
-    )  # fmt: skip
-
-
-class Paced(TrainerCallback):  # type: ignore[misc]
+class Told(TrainerCallback):  # type: ignore[misc]
     """Tells of every step."""
 
     def __init__(self, report: Report) -> None:
@@ -55,7 +45,7 @@ def main(options: Options) -> None:
                 report_to="none", seed=options.seed, use_cpu=True, disable_tqdm=True,
             ),
             train_dataset=Tokens(120, options.seed), eval_dataset=Tokens(8, options.seed + 1),
-            callbacks=[Paced(report)],
+            callbacks=[Told(report)],
         )  # fmt: skip
         trainer.add_callback(CkptdCallback(trainer))
         trainer.train()

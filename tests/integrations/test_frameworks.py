@@ -18,7 +18,7 @@ import pytest
 from tests.cluster import SHM, until
 
 ROOT = Path(__file__).parents[2]
-EXAMPLES = ["train_trainer"]
+EXAMPLES = ["train_trainer", "train_lightning"]
 STEPS = 40
 pytestmark = pytest.mark.slow
 
@@ -137,3 +137,5 @@ def test_an_example_that_is_killed_resumes_bit_identically(job: Job) -> None:
     for finished in (resumed, again):
         assert finished[-1]["losses"] == whole[-1]["losses"]
         assert finished[-1]["digest"] == whole[-1]["digest"]
+    told = len(resumed) - 1
+    assert [event["loss"] for event in resumed[1:told]] == [event["loss"] for event in whole[-told:-1]]

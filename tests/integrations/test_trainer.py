@@ -143,8 +143,8 @@ def test_what_cannot_be_resumed_exactly_is_refused_by_name(channel: FakeChannel,
     for switch, name in (("is_deepspeed_enabled", "DeepSpeed"), ("is_fsdp_enabled", "FSDP by accelerate's plugin")):
         trainer = trainer_of(tmp_path)
         setattr(trainer, switch, True)
+        trainer.add_callback(CkptdCallback(trainer, channel=channel))
         with pytest.raises(UsageError, match=name):
-            trainer.add_callback(CkptdCallback(trainer, channel=channel))
             trainer._init_training_state(1, 1, 1, None, None)
     trainer = trainer_of(tmp_path)
     CkptdCallback(trainer, channel=channel)
