@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PUBLIC = ("__init__", "dcp", "lightning", "transformers")
+PUBLIC = ("__init__", "accelerate", "dcp", "lightning", "transformers")
 FOLDERS = ("ckpt", "daemon", "erasure", "integrations", "examples")
 
 

@@ -18,7 +18,7 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from ckptd.ckpt.errors import CkptdError, UsageError
 from ckptd.integrations.checkpointer import Checkpointer
 from ckptd.integrations.frameworks.loops import Loops
-from ckptd.integrations.frameworks.moments import Moment
+from ckptd.integrations.frameworks.moments import Moment, generators_of
 from ckptd.integrations.journal import logger
 
 _FETCHER, _RESTARTING, _STAGES = "_data_fetcher", "_restarting", "reset_restart_stage"
@@ -110,14 +110,17 @@ class CkptdCallback(Callback):  # type: ignore[misc]
             if loops.restored:
                 loops.check_data()
 
+        def loaders() -> Any:
+            return getattr(fit_loop, _FETCHER).combined_loader.flattened
+
         def begin_epoch() -> None:
             if self._resuming is not None:
                 as_if_never_left(fit_loop)
             if self._resuming is None or epoch_loop.batch_progress.current.ready >= trainer.num_training_batches:
                 reset()  # a new epoch
-                loops.at_epoch = Moment.now()
+                loops.at_epoch = Moment.now(generators_of(*loaders()))
                 return
-            loops.at_epoch.bring_back()
+            loops.at_epoch.bring_back(generators_of(*loaders()))
             if trainer.current_epoch > 0:  # the first epoch's iteration began when the data were set up
                 iter(getattr(fit_loop, _FETCHER))
             skip(getattr(fit_loop, _FETCHER), epoch_loop.batch_progress.current.ready)

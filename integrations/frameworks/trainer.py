@@ -23,7 +23,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from ckptd.ckpt.errors import CkptdError, UsageError
 from ckptd.integrations.checkpointer import Checkpointer
-from ckptd.integrations.frameworks.moments import Moment
+from ckptd.integrations.frameworks.moments import Moment, generators_of
 from ckptd.integrations.frameworks.trainer_state import LOSS_NAMES, Progress
 
 _INIT, _PREPARE, _EPOCH, _RNG = "_init_training_state", "_prepare_for_training", "_run_epoch", "_load_rng_state"
@@ -145,12 +145,13 @@ class CkptdCallback(TrainerCallback):  # type: ignore[misc]
         assert self._progress is not None
         progress, epoch = self._progress, loop["epoch"]
         if self._resuming is None:
-            progress.epoch, progress.updates, progress.at_epoch = epoch, 0, Moment.now()
+            progress.epoch, progress.updates = epoch, 0
+            progress.at_epoch = Moment.now(generators_of(loop["train_dataloader"]))
         else:
             # accelerate's loader of the batches that are left does not reach the sampler below that of several ranks
             if hasattr(loop["train_dataloader"], "set_epoch"):
                 loop["train_dataloader"].set_epoch(epoch)
-            progress.at_epoch.bring_back()
+            progress.at_epoch.bring_back(generators_of(loop["train_dataloader"]))
             loop |= {"resume_from_checkpoint": _FROM_CKPTD, "epochs_trained": epoch}
         self._stock[_EPOCH](**loop)
 

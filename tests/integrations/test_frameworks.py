@@ -18,7 +18,7 @@ import pytest
 from tests.cluster import SHM, until
 
 ROOT = Path(__file__).parents[2]
-EXAMPLES = ["train_trainer", "train_lightning"]
+EXAMPLES = ["train_trainer", "train_lightning", "train_accelerate"]
 STEPS = 40
 pytestmark = pytest.mark.slow
 

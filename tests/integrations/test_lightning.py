@@ -36,7 +36,7 @@ def channel(tmp_path: Path) -> FakeChannel:
 
 def fit(
     channel: FakeChannel | None, *, kill_at: int = 0, batch: int = 3, stream: bool = False, plateau: bool = False,
-    manual: bool = False, **arguments: Any,
+    manual: bool = False, own: bool = False, **arguments: Any,
 ) -> Any:  # fmt: skip
     """Fit a small module and return it with its Trainer. `kill_at`: the step after which nothing more happens."""
     from lightning.pytorch import LightningModule, Trainer
@@ -80,7 +80,13 @@ def fit(
         **{"max_steps": STEPS, **arguments},
     )  # fmt: skip
     rows = torch.arange(14.0)[:, None].expand(14, 4)
-    data: Any = DataLoader(Stream(), batch) if stream else DataLoader(TensorDataset(rows), batch, shuffle=True)
+    data: Any = (
+        DataLoader(Stream(), batch)
+        if stream
+        else DataLoader(
+            TensorDataset(rows), batch, shuffle=True, generator=torch.Generator().manual_seed(5) if own else None
+        )
+    )
     try:
         trainer.fit(module, data, DataLoader(TensorDataset(rows[:4]), 2, shuffle=False))
     finally:
@@ -103,7 +109,7 @@ def outcome(module: Any, trainer: Any) -> tuple[list[bytes], int, int]:
         {},
         {"accumulate_grad_batches": 2, "val_check_interval": 2},
         {"stream": True},
-        {"plateau": True},
+        {"plateau": True, "own": True},
     ],
     ids=str,
 )
