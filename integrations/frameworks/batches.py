@@ -62,7 +62,7 @@ class Batches:
         if saved["batches"] != self._count():
             raise StateError(
                 f"this loader would not go on with the same batches: an epoch had {saved['batches']} in the snapshot and "
-                f"has {self._count()} here (-1: unknown); give it the data and the batch size that it had, or begin another job"
+                f"has {self._count()} here (-1: unknown); give it the data and batch size that it had, or begin another job"
             )
         self.epoch, self.taken = saved["epoch"], saved["taken"]
         self._at_epoch = Moment(saved["at_epoch"])

@@ -27,13 +27,13 @@ def batches_of(rows: int = 11, **arguments: Any) -> Any:
 
 def rows_of(batches: Any, epochs: int) -> Iterator[list[int]]:
     for (rows,) in batches.epochs(epochs):
-        yield rows.tolist() + [int(torch.randint(1000, ()))]
+        yield [*rows.tolist(), int(torch.randint(1000, ()))]
 
 
 @pytest.mark.parametrize("own", [False, True])
 @pytest.mark.parametrize("taken", [1, 4, 6, 8])
 def test_no_row_is_seen_twice_or_left_out(own: bool, taken: int) -> None:
-    """In the middle of an epoch and at its end; with the global generator and one of the loader's own; random numbers too."""
+    """In the middle of an epoch and at its end; with the global generator and one of the loader's own."""
 
     def begin() -> Any:
         torch.manual_seed(3)
