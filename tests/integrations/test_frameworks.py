@@ -121,7 +121,7 @@ def job(forge: Forge, request: pytest.FixtureRequest) -> Iterator[Job]:
 
 @pytest.mark.parametrize("job", EXAMPLES, indirect=True)
 def test_an_example_that_is_killed_resumes_bit_identically(job: Job) -> None:
-    """The same losses, parameters and optimizer state as without the kill, and a finished job has nothing left to do."""
+    """The same losses, parameters and optimizer state as without the kill."""
     killed = job.start("--pace=0.05")
     until(lambda: len(job.events()) > 17, "seventeen steps")
     os.kill(killed, signal.SIGKILL)
@@ -129,13 +129,10 @@ def test_an_example_that_is_killed_resumes_bit_identically(job: Job) -> None:
     resumed = job.run()
     assert 13 <= resumed[0]["step"] < STEPS
     assert len(resumed) == STEPS - resumed[0]["step"] + 2  # each step once
-    again = job.run()
-    assert [event["event"] for event in again] == ["begins", "done"]
     job.forget()
     whole = job.run()
     assert len(whole) == STEPS + 2
-    for finished in (resumed, again):
-        assert finished[-1]["losses"] == whole[-1]["losses"]
-        assert finished[-1]["digest"] == whole[-1]["digest"]
+    assert resumed[-1]["losses"] == whole[-1]["losses"]
+    assert resumed[-1]["digest"] == whole[-1]["digest"]
     told = len(resumed) - 1
     assert [event["loss"] for event in resumed[1:told]] == [event["loss"] for event in whole[-told:-1]]
