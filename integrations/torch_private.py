@@ -5,6 +5,8 @@ Nothing here is needed to train or to save: without these names less is seen of 
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import ctypes
 import os
 from collections.abc import Mapping, MutableMapping
@@ -68,6 +70,14 @@ def serve(path: Path) -> None:
     # takes for ever when the thread has not begun to listen yet, or when a handler waits for the lock.
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(made))
     _served[path] = path.stat().st_ino
+    atexit.register(_hide, path, os.getpid())
+
+
+def _hide(path: Path, pid: int) -> None:
+    """Let nobody ask any more: a handler that wants the lock of an interpreter that is torn down aborts the process."""
+    with contextlib.suppress(OSError):
+        if os.getpid() == pid and _served[path] == path.stat().st_ino:  # and not a successor's
+            path.unlink()
 
 
 def count_groups() -> int:

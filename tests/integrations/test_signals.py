@@ -49,7 +49,10 @@ def test_torch_has_every_private_name(tmp_path: Path, signals: Signals) -> None:
 
 @pytest.mark.slow
 def test_the_end_of_a_rank_waits_for_nothing(tmp_path: Path) -> None:
-    """Neither closing at once nor the end of the process waits for torch's server, which would wait for its own thread."""
+    """Neither closing at once nor the end of the process waits for torch's server, which would wait for its own thread.
+
+    And it can't be asked any more once the interpreter is torn down: a handler that wants its lock then aborts the process.
+    """
     lines = (
         "from pathlib import Path; from ckptd.integrations.signals import Signals; s = Signals()",
         f"s.begin(Path({str(tmp_path)!r}), 0, 1, 0); s.close(); s.begin(Path({str(tmp_path)!r}), 0, 2, 0); s.close()",
@@ -59,6 +62,7 @@ def test_the_end_of_a_rank_waits_for_nothing(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("Server listening") == 1
+    assert not (tmp_path / "0.fr").exists()
 
 
 @pytest.mark.usefixtures("alone")

@@ -1,0 +1,138 @@
+"""The examples for frameworks as a user runs them, with a daemon that the first start brings along, killed in the middle."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from tests.cluster import SHM, until
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ["train_trainer", "train_lightning", "train_accelerate"]
+STEPS = 40
+pytestmark = pytest.mark.slow
+
+
+class Forge:
+    """The process that lives are forked from."""
+
+    def __init__(self) -> None:
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(("CKPTD_", "TORCH"))}
+        self._process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-m", "tests.integrations.lives"], cwd=ROOT, text=True,
+            env=clean | {"PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)]), "HF_HUB_OFFLINE": "1"},
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        )  # fmt: skip
+
+    def ask(self, **order: Any) -> int:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(order) + "\n")
+        self._process.stdin.flush()
+        return int(self._process.stdout.readline())
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.communicate(timeout=30)
+
+
+@pytest.fixture(scope="module")
+def forge() -> Iterator[Forge]:
+    forge = Forge()
+    try:
+        yield forge
+    finally:
+        forge.close()
+
+
+class Job:
+    """One example with directories and a daemon of its own."""
+
+    def __init__(self, forge: Forge, example: str, folder: Path, segments: Path) -> None:
+        self._forge, self._example, self._folder, self._segments = forge, example, folder, segments
+        self._environment = {
+            "CKPTD_JOB": "t", "CKPTD_RUN_DIR": str(folder / "run"), "CKPTD_SEGMENT_DIR": str(segments), "CKPTD_NICE": "0",
+        }  # fmt: skip
+        self._lives = 0
+
+    def start(self, *options: str) -> int:
+        self._lives += 1
+        argv = [f"--steps={STEPS}", f"--events={self._events}", *options]
+        return self._forge.ask(
+            example=f"ckptd.examples.{self._example}", argv=argv, environment=self._environment,
+            output=str(self._folder / f"life-{self._lives}.log"),
+        )  # fmt: skip
+
+    def end(self, pid: int) -> int:
+        return self._forge.ask(wait=pid)
+
+    def forget(self) -> None:
+        """Lose the daemon and all that it kept."""
+        self.close()
+        shutil.rmtree(self._segments)
+        self._segments.mkdir(mode=0o700)
+        self._environment["CKPTD_RUN_DIR"] = str(self._folder / "other")
+
+    def run(self) -> list[dict[str, Any]]:
+        """Train to the end; the events of that life."""
+        code = self.end(self.start())
+        assert code == 0, (self._folder / f"life-{self._lives}.log").read_text()[-4000:]
+        return self.events()
+
+    @property
+    def _events(self) -> Path:
+        return self._folder / f"life-{self._lives}.jsonl"
+
+    def events(self) -> list[dict[str, Any]]:
+        lines = self._events.read_text().splitlines() if self._events.exists() else []
+        return [json.loads(line) for line in lines if line.endswith("}")]
+
+    def close(self) -> None:
+        """End the daemon."""
+        lock = self._segments / "lock"
+        text = lock.read_text() if lock.exists() else ""
+        if text.isdigit() and psutil.pid_exists(int(text)):
+            os.kill(int(text), signal.SIGKILL)
+            until(lambda: not psutil.pid_exists(int(text)), "the daemon's end")
+
+
+@pytest.fixture
+def job(forge: Forge, request: pytest.FixtureRequest) -> Iterator[Job]:
+    folder = Path(tempfile.mkdtemp(prefix="ckptd-"))
+    segments = Path(tempfile.mkdtemp(prefix="ckptd-test-", dir=SHM))
+    job = Job(forge, request.param, folder, segments)
+    try:
+        yield job
+    finally:
+        job.close()
+        shutil.rmtree(segments, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.mark.parametrize("job", EXAMPLES, indirect=True)
+def test_an_example_that_is_killed_resumes_bit_identically(job: Job) -> None:
+    """The same losses, parameters and optimizer state as without the kill."""
+    killed = job.start("--pace=0.05")
+    until(lambda: len(job.events()) > 17, "seventeen steps")
+    os.kill(killed, signal.SIGKILL)
+    assert job.end(killed) == -signal.SIGKILL
+    resumed = job.run()
+    assert 13 <= resumed[0]["step"] < STEPS
+    assert len(resumed) == STEPS - resumed[0]["step"] + 2  # each step once
+    job.forget()
+    whole = job.run()
+    assert len(whole) == STEPS + 2
+    assert resumed[-1]["losses"] == whole[-1]["losses"]
+    assert resumed[-1]["digest"] == whole[-1]["digest"]
+    told = len(resumed) - 1
+    assert [event["loss"] for event in resumed[1:told]] == [event["loss"] for event in whole[-told:-1]]
