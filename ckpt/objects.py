@@ -170,7 +170,7 @@ class Objects:
         for pool in (self._readers, self._senders):
             pool.shutdown(wait=False, cancel_futures=True)
 
-    # ---- helpers --------------------------------------------------------------------------------------
+    # ---- the parts --------------------------------------------------------------------------------------
 
     def _versions(self) -> list[Version]:
         """Those that have anything at all here. Whatever else stands beside them is not ours."""
