@@ -45,9 +45,9 @@ def test_what_is_no_root_is_refused(text: str) -> None:
         root_of(text)
 
 
-def test_a_store_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("without_s3fs")
+def test_a_store_without_its_package_says_what_to_install() -> None:
     """The extra is named; an unknown protocol is refused, too."""
-    monkeypatch.setitem(sys.modules, "s3fs", None)
     with pytest.raises(UsageError, match=r'storage s3://b: .*pip install "ckptd\[s3\]"'):
         place_at("s3://b", "job")
     with pytest.raises(UsageError, match=r"storage nonsense://b: .*expected a directory or the URL"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
@@ -122,12 +121,12 @@ def test_storage(place: Place, written: Writing | None, verdict: str, words: str
     assert words in row.found
 
 
+@pytest.mark.usefixtures("without_s3fs")
 def test_an_object_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An object is written, read and removed again; what goes wrong is what the store says."""
     (row,) = doctor.storage(made(tmp_path, storage=f"memory://bucket{tmp_path}"))
     assert (row.verdict, row.found) == ("ok", f"memory://bucket{tmp_path}: an object was written, read and removed")
     assert not fsspec.filesystem("memory").find(f"/bucket{tmp_path}")
-    monkeypatch.setitem(sys.modules, "s3fs", None)
     (row,) = doctor.storage(made(tmp_path, storage="s3://bucket"))
     assert row.verdict == "fail"
     assert "ckptd[s3]" in row.found
