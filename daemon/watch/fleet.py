@@ -155,7 +155,8 @@ class Fleet:
         self.heard[ranks] = now
         self.rows[ranks] = new
         if self.first_step < 0:
-            self.first_step = int(new["step"].min())
+            made = np.isfinite(new["own_s"]).sum(axis=1)  # a fast life has made many steps before it is first heard of
+            self.first_step = max(0, int((new["step"].astype(np.int64) - made).min()))
         self._place(new[changed], ranks[changed])
 
     def _known(self, new: Table, source: Ints) -> Flags:
