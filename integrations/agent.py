@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -74,10 +74,10 @@ class Agent(local_elastic_agent.LocalElasticAgent):
 
     def _first_failure(self, result: RunResult) -> tuple[str, bool]:
         """What began it in words, and whether that was a death by a signal: where one rank is killed, others fail."""
-        if not self._failed:
+        ended = {self._worker_group.workers[local].global_rank: code for local, code in self._failed.items()}
+        if not ended:
             return f"the trainers are {result.state.name.lower()}", False
-        local = min(self._failed, key=lambda rank: (self._failed[rank] > 0, rank))
-        rank, code = self._worker_group.workers[local].global_rank, self._failed[local]
+        rank, code = first_of(ended, set(result.failures))
         if code > 0:
             return f"rank {rank} ended with exit code {code}", False
         try:
@@ -91,6 +91,16 @@ class Agent(local_elastic_agent.LocalElasticAgent):
         handler = self._worker_group.spec.rdzv_handler
         assert isinstance(handler, CkptdRendezvous), f"an agent of ckptd with the rendezvous {handler.get_backend()}"
         return handler
+
+
+def first_of(ended: Mapping[int, int], noticed: Collection[int]) -> tuple[int, int]:
+    """Of the ranks that have ended, with their exit codes, the one that began it, and its code.
+
+    A death by a signal makes others fail; but SIGTERM is what torch sends to the siblings of whom it has `noticed`.
+    """
+    own = [rank for rank, code in ended.items() if code != -signal.SIGTERM or rank in noticed]
+    rank = min(own or ended, key=lambda rank: (ended[rank] > 0, rank))
+    return rank, ended[rank]
 
 
 def exit_codes(processes: Any) -> dict[int, int]:
