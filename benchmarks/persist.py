@@ -26,7 +26,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cluster import SHM
+from benchmarks.cluster import SHM, NotInTimeError
 from benchmarks.report import machine, measured, write
 from benchmarks.runs import ROOT, end_tidily, environment
 from benchmarks.sizes import parse_size, size_name
@@ -40,6 +40,7 @@ _NICE = 19
 _TRAINED_BYTES = 32 << 20
 _RANDOM = 1 << 20
 _DD_S = 300.0
+_TRAINS_S = 60.0
 
 
 def write_ckptd(source: Path, target: Path, digest: str) -> float:
@@ -79,9 +80,9 @@ def turns(source: Path, folder: Path, digest: str, rounds: int) -> dict[str, lis
 
 
 def train(matmuls: int) -> None:
-    """The training beside: a line with the seconds of each step, until its input ends."""
-    workload = Workload(_TRAINED_BYTES, matmuls=matmuls, seed=1)
-    while True:
+    """The training beside: a line with the seconds of each step, as long as who has started it lives."""
+    workload, parent = Workload(_TRAINED_BYTES, matmuls=matmuls, seed=1), os.getppid()
+    while os.getppid() == parent:
         began = time.perf_counter()
         workload.compute()
         workload.update()
@@ -90,7 +91,10 @@ def train(matmuls: int) -> None:
 
 @contextmanager
 def training(step_ms: float, log: Path) -> Iterator[Callable[[], list[float]]]:
-    """A training process; what is yielded says the seconds of its steps since it was asked last."""
+    """A training process; what is yielded says the seconds of its steps since it was asked last.
+
+    Raises NotInTimeError when it does not train.
+    """
     command = [sys.executable, "-m", "benchmarks.persist", "--train", str(calibrate(step_ms, 1))]
     with log.open("w") as out:
         process = subprocess.Popen(command, cwd=ROOT, env=environment() | {"OMP_NUM_THREADS": "1"}, stdout=out)
@@ -103,8 +107,7 @@ def training(step_ms: float, log: Path) -> Iterator[Callable[[], list[float]]]:
         return new
 
     try:
-        while not steps():
-            time.sleep(0.1)
+        _settled(steps, 1)
         yield steps
     finally:
         process.kill()
@@ -147,9 +150,11 @@ def measure(size: int, rounds: int, step_ms: float) -> dict[str, Any]:
 
 
 def _settled(steps: Callable[[], list[float]], count: int = 10) -> list[float]:
-    """Steps of the training with nothing beside it."""
-    found: list[float] = []
+    """The next steps of the training, that many or more."""
+    found, deadline = list[float](), time.monotonic() + _TRAINS_S
     while len(found) < count:
+        if time.monotonic() > deadline:
+            raise NotInTimeError(f"the training beside has made {len(found)} of {count} steps in {_TRAINS_S:.0f} s")
         time.sleep(0.1)
         found += steps()
     return found

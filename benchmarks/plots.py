@@ -40,6 +40,11 @@ def _short(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.2g}"
 
 
+def _signed(value: float) -> str:
+    """With its sign and apart from it: what a slower step adds may be less than the noise."""
+    return f"{'-' if value < 0 else '+'} {_short(abs(value))}"
+
+
 def _legend_of_levels() -> list[Patch]:
     return [Patch(color=_COLORS[level], label=f"survives {_NAMES[level]}") for level in _COLORS]
 
@@ -70,7 +75,7 @@ def stalls(reports: Sequence[Mapping[str, Any]], path: Path) -> None:
             axes.plot([low, high], [place, place], color="black", linewidth=1)
             if row["added_ms"] > 0:
                 axes.plot(added, place, marker="D", markersize=5, markerfacecolor="white", markeredgecolor="black")
-            said = f"{_short(row['blocked_ms'])} + {_short(row['added_ms'] - row['blocked_ms'])}"
+            said = f"{_short(row['blocked_ms'])} {_signed(row['added_ms'] - row['blocked_ms'])}"
             axes.text(max(blocked, high, added) * 1.5, place, said, va="center", fontsize=9)
         axes.set_xscale("log")
         axes.set_xlim(_FLOOR_MS, axes.get_xlim()[1] * 20)

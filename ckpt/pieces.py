@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import xxhash
 
@@ -26,3 +26,19 @@ def sums_of(image: Buffer) -> list[int]:
 def digest_of(sums: Sequence[int], size: int) -> str:
     """Name an image by its pieces' sums and its size: hexadecimal xxh3_128 over `size`, then the sums, all u64 LE."""
     return xxhash.xxh3_128_hexdigest(struct.pack(f"<Q{len(sums)}Q", size, *sums))
+
+
+def runs(pieces: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Ascending numbers as (first, count) of those that follow each other."""
+    if isinstance(pieces, range):
+        yield pieces.start, len(pieces)
+        return
+    first = last = -1
+    for piece in pieces:
+        if piece != last + 1 or first < 0:
+            if first >= 0:
+                yield first, last - first + 1
+            first = piece
+        last = piece
+    if first >= 0:
+        yield first, last - first + 1

@@ -8,10 +8,10 @@ Seconds and rates a second throughout.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ckptd.ckpt.durations import seconds_of
 from ckptd.ckpt.errors import UsageError
 from ckptd.ckpt.placement import parity_of
 
@@ -29,8 +29,6 @@ daemon is nice."""
 PERSIST_MIN_S = 60.0
 """The shortest interval that `auto` chooses between two steps on storage."""
 
-_DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,6})?) ?(ms|s|min|h)")
-_UNITS = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0}
 _STEPS_MAX = 2**53
 
 
@@ -63,9 +61,8 @@ def cadence_of(value: int | str, name: str) -> Cadence:
         return Auto()
     if text.isascii() and text.isdigit() and 1 <= int(text[:20]) <= _STEPS_MAX:
         return Steps(int(text))
-    match = _DURATION.fullmatch(text)
-    seconds = float(match[1]) * _UNITS[match[2]] if match else 0.0
-    if seconds <= 0.0:
+    seconds = seconds_of(text)
+    if not seconds:
         raise UsageError(
             f"found {name}={value!r}, expected a number of steps from 1 on, a time such as '90s', '5min' or '1h', or 'auto'"
         )

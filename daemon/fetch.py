@@ -17,7 +17,7 @@ from ckptd.ckpt.errors import CkptdError, CorruptionError, Unrecoverable
 from ckptd.ckpt.groups import group_of
 from ckptd.ckpt.inventory import Held, Ledger, Report
 from ckptd.ckpt.model import PIECE, Image, Table, Version
-from ckptd.ckpt.pieces import digest_of, piece_sum, sums_of
+from ckptd.ckpt.pieces import digest_of, piece_sum, runs, sums_of
 from ckptd.ckpt.recovery import Rung, holders, is_complete, tables_of
 from ckptd.daemon.parities import ParityMaker
 from ckptd.daemon.segments import Segments
@@ -97,7 +97,7 @@ class Fetcher:
             try:
                 sums = self._symbols.sums(ledger, report.node, version, image)
                 damaged = set[int]()
-                for first, count in _runs(wanted):
+                for first, count in runs(wanted):
                     part = into[first * PIECE : (first + count) * PIECE]
                     shm.touch(part)
                     bad = self._symbols.range(ledger, report.node, Range(version, image, first, count), part)
@@ -141,7 +141,7 @@ class Fetcher:
             raise Unrecoverable(f"node {node} has no parity")
         position, units = group.nodes.index(node), group.units(table)
         start = table.payload(node).start_of(image.rank)
-        for first, count in _runs(pieces):
+        for first, count in runs(pieces):
             done = 0
             while done < count:
                 segment, offset = divmod(start + first + done, units)
@@ -296,19 +296,3 @@ def _nodes(stripe: Stripe, symbols: Iterable[int]) -> str:
 
 def _pieces_in(view: memoryview) -> int:
     return -(-len(view) // PIECE)
-
-
-def _runs(pieces: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Ascending numbers as (first, count) of those that follow each other."""
-    if isinstance(pieces, range):
-        yield pieces.start, len(pieces)
-        return
-    first = last = -1
-    for piece in pieces:
-        if piece != last + 1 or first < 0:
-            if first >= 0:
-                yield first, last - first + 1
-            first = piece
-        last = piece
-    if first >= 0:
-        yield first, last - first + 1

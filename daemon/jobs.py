@@ -205,7 +205,7 @@ class Jobs:
     def _whole_from_storage(self, step: Step, image: Image, view: memoryview) -> str:
         assert self._storage is not None, "a stored step without a storage root"
         if image not in step.manifest.images:
-            raise StorageError(f"{step.path} has another image of rank {image.rank}")
+            raise StorageError(f"{step.where} has another image of rank {image.rank}")
         self._storage.read(step, image.rank, view)
         return "storage"
 

@@ -16,6 +16,7 @@ from ckptd.ckpt import shm
 from ckptd.ckpt.client import Found, Stretch
 from ckptd.ckpt.errors import CkptdError, Unrecoverable, UsageError
 from ckptd.ckpt.model import PIECE, Image
+from ckptd.ckpt.pieces import runs
 
 Some = Callable[[Image, Sequence[int], memoryview], str]
 """Brings pieces of an image into the view, which has room for all of it; returns where they came from. Raises CkptdError."""
@@ -85,8 +86,9 @@ class Opened:
         image, reasons = part.image, list[str]()
         if len(missing) < image.pieces:
             try:
-                for first, last in _runs(missing):
-                    shm.reserve_part(part.path, first * PIECE, min(last * PIECE, image.size) - first * PIECE)
+                for first, count in runs(missing):
+                    start = first * PIECE
+                    shm.reserve_part(part.path, start, min(count * PIECE, image.size - start))
                 source = self._some(image, missing, part.view)
                 part.have.update(missing)
                 return len(missing) * PIECE, source
@@ -101,14 +103,3 @@ class Opened:
             except CkptdError as error:
                 reasons.append(str(error))
         raise Unrecoverable("; ".join(reasons) or f"rank {image.rank}: nobody has it")
-
-
-def _runs(pieces: Sequence[int]) -> list[tuple[int, int]]:
-    """Ascending numbers as ranges (first, after the last)."""
-    found: list[tuple[int, int]] = []
-    for piece in pieces:
-        if found and found[-1][1] == piece:
-            found[-1] = (found[-1][0], piece + 1)
-        else:
-            found.append((piece, piece + 1))
-    return found

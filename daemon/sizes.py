@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 
+from ckptd.ckpt.durations import SECONDS, seconds_of
 from ckptd.ckpt.errors import UsageError
 
 SIZE_MAX = 1 << 46
 _SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,6})?) ?([kMGT]i?)?B?")
 _UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
-_AGE = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,6})?) ?(s|min|h|d|w)")
-_SECONDS = {"s": 1, "min": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
 def parse_size(text: str, option: str) -> int:
@@ -24,15 +23,15 @@ def parse_size(text: str, option: str) -> int:
 
 def parse_age(text: str, option: str) -> float:
     """Seconds, as 90s, 30min, 12h, 7d or 2w. Raises UsageError, which names the option."""
-    match = _AGE.fullmatch(text.strip())
-    if match is None:
+    seconds = seconds_of(text)
+    if seconds is None:
         raise UsageError(f"{option} {text!r}: expected an age, as 30min, 12h, 7d or 2w")
-    return float(match[1]) * _SECONDS[match[2]]
+    return seconds
 
 
 def age_words(seconds: float) -> str:
     """An age in the largest unit that fits, rounded down: 3 d, 5 h, 20 min, 8 s."""
     for unit in ("d", "h", "min"):
-        if seconds >= _SECONDS[unit]:
-            return f"{int(seconds // _SECONDS[unit])} {unit}"
+        if seconds >= SECONDS[unit]:
+            return f"{int(seconds // SECONDS[unit])} {unit}"
     return f"{max(0, int(seconds))} s"

@@ -166,10 +166,12 @@ class Cluster:
         for node in nodes:
             self.processes[node].wait()
 
-    def restart(self, node: int) -> None:
-        """Start a killed daemon again and wait for it."""
-        self.start(node)
-        self.wait_ready(node)
+    def restart(self, *nodes: int) -> None:
+        """Start killed daemons again, all at once, and wait for them."""
+        for node in nodes:
+            self.start(node)
+        for node in nodes:
+            self.wait_ready(node)
 
     def lose(self, *nodes: int) -> None:
         """Lose whole nodes: their daemons and their memory."""

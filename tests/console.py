@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -13,8 +15,17 @@ Run = Callable[..., tuple[int, str, str]]
 """Runs `ckptd` with these arguments: exit code, standard output, standard error."""
 
 
-def console(monkeypatch: pytest.MonkeyPatch, capture: pytest.CaptureFixture[str]) -> Run:
+def clean(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """A wide terminal in a folder of its own, and no settings of whoever runs the tests."""
+    for name in [name for name in os.environ if name.startswith(("CKPTD_", "SLURM"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("COLUMNS", "300")
+    monkeypatch.chdir(folder)
+
+
+def console(monkeypatch: pytest.MonkeyPatch, capture: pytest.CaptureFixture[str], folder: Path) -> Run:
     """`capture`: capsys, or capfd where the command starts processes."""
+    clean(monkeypatch, folder)
 
     def call(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["ckptd", *map(str, arguments)])

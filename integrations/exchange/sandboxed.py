@@ -29,6 +29,7 @@ _HEAD = struct.Struct("<BQ")
 _LISTING_MAX = 4 * MAX_HEADER
 _TEXT_MAX = 1 << 20
 _PIPE = 1 << 20  # the most that a user may have
+_ENDS_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +111,10 @@ class _Child:
         return found
 
     def _ended(self) -> NoReturn:
-        code = self._process.wait()
+        try:
+            code = self._process.wait(_ENDS_S)
+        except subprocess.TimeoutExpired:  # it has only shut its pipe; `opened` kills it
+            code = None
         raise CorruptionError(
             f"{self._path}: the process that opened it ended with code {code}; it is damaged, or needs more memory than "
             f"{self._limits.memory} bytes (--memory-limit)"

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from tests.cluster import daemon_here, fill, shm_dir, until
-from tests.console import Run, console
+from tests.console import Run, clean, console
 from tests.payload import JOB, bytes_of, flip
 
 from ckptd import __version__
@@ -41,20 +41,16 @@ COMMANDS = (
 
 
 @pytest.fixture(autouse=True)
-def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No settings of whoever runs the tests."""
-    for name in list(os.environ):
-        if name.startswith(("CKPTD_", "SLURM")):
-            monkeypatch.delenv(name)
+def own_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Nothing of whoever runs the tests is found."""
+    clean(monkeypatch, tmp_path)
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "xdg"))
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
     """The command line in this process."""
-    return console(monkeypatch, capsys)
+    return console(monkeypatch, capsys, tmp_path)
 
 
 @pytest.fixture

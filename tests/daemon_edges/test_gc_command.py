@@ -23,12 +23,7 @@ DAY = 86400.0
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
     """The command line in this process, with job j below `root`: exit code, standard output, standard error."""
-    for name in list(os.environ):
-        if name.startswith("CKPTD_"):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.chdir(tmp_path)
-    return console(monkeypatch, capsys)
+    return console(monkeypatch, capsys, tmp_path)
 
 
 def persist(*steps: int, days: float = 0.0) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -32,12 +31,7 @@ STATE = {"model.w": torch.randn(40, 30), "model.b": torch.randn(30).bfloat16(), 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
     """The command line in this process, in an empty directory: exit code, standard output, standard error."""
-    for name in list(os.environ):
-        if name.startswith("CKPTD_"):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("COLUMNS", "300")
-    monkeypatch.chdir(tmp_path)
-    return console(monkeypatch, capfd)
+    return console(monkeypatch, capfd, tmp_path)
 
 
 def bring(**asked: Any) -> dict[str, Any]:

@@ -53,10 +53,7 @@ def test_daemons_whose_store_is_stuck_and_that_are_killed(gate: Gate, url: str) 
         assert gate.count(parts(0)) == 2
 
         cluster.lose(0, 1)
-        for node in (0, 1):
-            cluster.start(node)
-        for node in (0, 1):
-            cluster.wait_ready(node)
+        cluster.restart(0, 1)
         decision = cluster.begin_life()
         assert (decision.version, decision.source) == (second, "storage")
         assert cluster.gather(0, second, size=SIZE) == ["storage", "storage"]

@@ -134,8 +134,7 @@ def test_ranks_of_one_node_gather_at_once() -> None:
         size = 8_000_000
         version = cluster.capture(1, size=size)
         cluster.lose(1)
-        cluster.start(1)
-        cluster.wait_ready(1)
+        cluster.restart(1)
         together = threading.Barrier(4)
 
         def fetch(rank: int) -> bool:

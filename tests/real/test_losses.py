@@ -40,10 +40,8 @@ def test_two_nodes_are_rebuilt_with_two_parities() -> None:
         cluster.lose(0, 3)
         cluster.wait_lost(0, 3)
         assert cluster.gather(1, version) == ["parity", "own", "peer", "parity"]
+        cluster.restart(0, 3)
         for node in (0, 3):
-            cluster.start(node)
-        for node in (0, 3):
-            cluster.wait_ready(node)
             cluster.wait_rebuilt(node, version)
         decision = cluster.begin_life()
         assert (decision.version, decision.source, decision.world) == (version, "parity", 4)
@@ -77,10 +75,7 @@ def test_more_losses_than_parity_fall_back_to_storage() -> None:
         stored = cluster.capture(2, level="persisted")
         cluster.capture(3)
         cluster.lose(1, 2)
-        for node in (1, 2):
-            cluster.start(node)
-        for node in (1, 2):
-            cluster.wait_ready(node)
+        cluster.restart(1, 2)
         decision = cluster.begin_life()
         assert (decision.version, decision.source) == (stored, "storage")
         assert "passed over step 3 (epoch 1)" in decision.reason
@@ -90,10 +85,7 @@ def test_more_losses_than_parity_fall_back_to_storage() -> None:
         cluster.capture(3)
         stored = cluster.capture(4, level="persisted")
         cluster.lose(0, 1, 2)
-        for node in range(3):
-            cluster.start(node)
-        for node in range(3):
-            cluster.wait_ready(node)
+        cluster.restart(*range(3))
         decision = cluster.begin_life()
         assert (decision.version, decision.source) == (stored, "storage")
         assert cluster.gather(2, stored) == ["storage"] * 3

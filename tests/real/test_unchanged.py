@@ -63,10 +63,8 @@ def test_parities_of_a_state_that_hardly_changes() -> None:
             assert copied > everything / 3 / 2
             assert updated > 0
         cluster.lose(1, 3)
+        cluster.restart(1, 3)
         for node in (1, 3):
-            cluster.start(node)
-        for node in (1, 3):
-            cluster.wait_ready(node)
             cluster.wait_rebuilt(node, version)
             assert cluster.slot_file(node, version, node).read_bytes() == state[node]
         check(cluster, state, version, 0)
