@@ -14,7 +14,7 @@ from ckptd.ckpt.inventory import Ledger, Origin
 from ckptd.ckpt.manifest import file_name
 from ckptd.ckpt.model import PIECE, Image, Table, Version
 from ckptd.ckpt.pieces import piece_sum
-from ckptd.ckpt.recovery import Rung, is_complete, survey
+from ckptd.ckpt.recovery import is_complete, survey
 from ckptd.ckpt.storage import Step, Storage
 from ckptd.daemon import events as ev
 from ckptd.daemon.fetch import Fetcher
@@ -191,7 +191,7 @@ class Jobs:
             wholes.append(partial(self._whole_from_storage, step))
         own, parts = [], []
         for image in images:
-            found = None if table is None else self._own(ledger, table, image)
+            found = None if table is None else self._own(table, image)
             if found is not None:
                 own.append(found)
                 continue
@@ -220,20 +220,22 @@ class Jobs:
 
     def _gather_one(self, ledger: Ledger, table: Table, rank: int) -> Found:
         _, image = table.holder(rank)
-        found = self._own(ledger, table, image)
+        found = self._own(table, image)
         if found is not None:
             return found
         path = self._segments.restored.directory_of(table.version) / file_name(rank)
         brought = self._fetcher.image(ledger, table, rank, self._segments.restored.make(path, image.size))
         return Found(rank, path, image.size, brought.rung)
 
-    def _own(self, ledger: Ledger, table: Table, image: Image) -> Found | None:
+    def _own(self, table: Table, image: Image) -> Found | None:
         """An image in the slot where it stands, verified; None when it is not held here, or damaged."""
         stretch = self._segments.image(table.version, image.rank, image.digest)
         where = self._segments.slot_path(table.version, image.rank)
         if stretch is None or where is None or self._segments.check(stretch) != []:
             return None
-        return Found(image.rank, where, image.size, self._own_rung(ledger, table, image.rank))
+        # The segments know it at once; the ledger hears of a rebuild with the next report.
+        origin = self._segments.origin(table.version, image.rank)
+        return Found(image.rank, where, image.size, "own" if origin is None or origin == "captured" else origin)
 
     def _from_storage(self, step: Step) -> list[Found]:
         assert self._storage is not None, "a stored step without a storage root"
@@ -246,14 +248,6 @@ class Jobs:
                 self._storage.read(step, image.rank, view, add)
                 found.append(Found(image.rank, path, image.size, "storage"))
         return found
-
-    def _own_rung(self, ledger: Ledger, table: Table, rank: int) -> Rung:
-        report = ledger.report(self._config.node)
-        held = report.held if report else ()
-        for item in held:
-            if item.version == table.version and item.image.rank == rank and item.origin != "captured":
-                return item.origin
-        return "own"
 
     # ---- looking at everything ----------------------------------------------------------------------
 

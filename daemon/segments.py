@@ -218,6 +218,11 @@ class Segments:
         entry = self._holding(version, rank)
         return self.directory / entry.file if entry else None
 
+    def origin(self, version: Version, rank: int) -> Origin | None:
+        """How this image came here."""
+        entry = self._holding(version, rank)
+        return entry.found.origin if entry else None
+
     def image(self, version: Version, rank: int, digest: str | None = None) -> Stretch | None:
         """The bytes of an image (of exactly this digest, if one is given), or None when it is not held here."""
         entry = self._holding(version, rank)

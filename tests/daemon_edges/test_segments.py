@@ -38,6 +38,14 @@ def test_what_is_recorded_is_found_again(life: Life, segments: Segments) -> None
     assert stat.S_IMODE(later.directory.stat().st_mode) == 0o700
 
 
+def test_the_origin_of_an_image_is_known_at_once(segments: Segments) -> None:
+    """Who gathers right after a rebuild is told where the image came from, before any report has gone out."""
+    capture(segments, SLOT, V1)
+    assert segments.origin(V1, 3) == "captured"
+    segments.record(SLOT, V2, 4, "parity")
+    assert (segments.origin(V1, 3), segments.origin(V2, 3)) == (None, "parity")
+
+
 def test_only_the_asked_digest_is_served(segments: Segments) -> None:
     """An image of the same rank and version with other bytes is not what the reader wants."""
     image = capture(segments, SLOT, V1)

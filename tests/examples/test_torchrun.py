@@ -25,7 +25,15 @@ from ckptd.daemon.demo.processes import MARK, sweep
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 NODES, JOB = 2, "plain"
-TRAIN = ["-m", "ckptd.examples.train_gpt", "--steps=12", "--layers=1", "--width=16", "--text-bytes=200000"]
+TRAIN = [
+    "-m",
+    "ckptd.examples.train_gpt",
+    "--steps=12",
+    "--pace=0.05",
+    "--layers=1",
+    "--width=16",
+    "--text-bytes=200000",
+]
 WAIT_S = 120.0
 
 
