@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ckptd.ckpt.errors import AccessError, CorruptionError, MemoryBudgetError
 
-_POPULATE_WRITE = 23  # MADV_POPULATE_WRITE, Linux 5.14; the mmap module has no name for it
+_POPULATE_READ, _POPULATE_WRITE = 22, 23  # MADV_POPULATE_..., Linux 5.14; the mmap module has no name for them
 _STRIDE = 64 * 1024 * 1024
 """Touched at a time, so that a stop of the daemon need not wait for gigabytes."""
 _libc = ctypes.CDLL(None)
@@ -95,11 +95,23 @@ def touch(view: memoryview) -> None:
 
     Doing it again costs next to nothing. Kernels without the advice fault on first use.
     """
+    _populate(view, _POPULATE_WRITE)
+
+
+def foresee(view: memoryview) -> None:
+    """The bytes of a view of a mapping, from a page on, will be read: have its pages mapped, if they are not.
+
+    10 ms for 512 MiB, where the faults of a copy take 20. Not for a sparse file, which would be filled with pages.
+    """
+    _populate(view, _POPULATE_READ)
+
+
+def _populate(view: memoryview, advice: int) -> None:
     # `mmap.madvise` and MAP_POPULATE would keep the interpreter's lock: 0.3 s a GB in which the daemon says nothing.
     for start in range(0, len(view), _STRIDE):
         size = min(_STRIDE, len(view) - start)
         where = ctypes.addressof(ctypes.c_char.from_buffer(view, start))
-        if _libc.madvise(ctypes.c_void_p(where), ctypes.c_size_t(size), _POPULATE_WRITE) != 0:
+        if _libc.madvise(ctypes.c_void_p(where), ctypes.c_size_t(size), advice) != 0:
             return
 
 

@@ -58,8 +58,7 @@ class Restore:
     def apply(self) -> None:
         """Write everything."""
         with torch.no_grad():
-            for entry, part in self._reads:
-                self._snapshot.read(entry, part.local, part.box)
+            self._snapshot.read_all([(entry, part.local, part.box) for entry, part in self._reads])
             for action in self._actions:
                 action()
         for said in self._from.notes:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from operator import attrgetter
 
 import torch
 
 from ckptd.ckpt.boxes import Box, stretches, tile
 from ckptd.ckpt.client import Found, Stretch
 from ckptd.ckpt.errors import CorruptionError
-from ckptd.ckpt.image import Entry
+from ckptd.ckpt.image import PAGE, Entry
 from ckptd.ckpt.model import PIECE, Version
 from ckptd.integrations.images import Bring, Opened, all_here, open_images
 from ckptd.integrations.shards import Part
@@ -31,7 +32,8 @@ class Snapshot:
         self._bring = bring
         self._here: set[tuple[str, Box]] = set()
         self._parts: dict[str, list[tuple[Entry, Opened]]] = {}
-        for image in open_images(found, version, job, world, bring):
+        self._images = open_images(found, version, job, world, bring)
+        for image in self._images:
             for entry in image.header.entries:
                 self._parts.setdefault(entry.name, []).append((entry, image))
         for name, parts in self._parts.items():
@@ -56,12 +58,34 @@ class Snapshot:
         if new:
             parts = ((entry, image, box) for name, box in new for entry, image in self._parts[name])
             found = {stretch for entry, image, box in parts for stretch in _stretches(entry, image, box)}
-            self._bring(sorted(found, key=lambda stretch: (stretch.rank, stretch.first)))
+            joined = _joined(found)
+            self._bring(joined)
+            for stretch in joined:
+                self._images[stretch.rank].mapping.foresee(stretch.first, stretch.last)
             self._here |= new
 
     def read(self, name: str, into: torch.Tensor, wanted: Box) -> None:
         """Copy what lies in `wanted` of a tensor into one of that shape and of the same dtype."""
-        self.fetch([(name, wanted)])
+        with torch.no_grad():
+            self.read_all([(name, into, wanted)])
+
+    def read_all(self, reads: Sequence[tuple[str, torch.Tensor, Box]]) -> None:
+        """As `read`, for many tensors, with few calls of torch. Call it where gradients are off."""
+        self.fetch((name, wanted) for name, _, wanted in reads)
+        targets: list[torch.Tensor] = []
+        sources: list[torch.Tensor] = []
+        for name, into, wanted in reads:
+            for target, source in self._copies(name, into, wanted):
+                if target.is_conj() or target.is_neg():  # which torch's call for many refuses
+                    target.copy_(source)
+                    continue
+                targets.append(target)
+                sources.append(source)
+        if targets:  # it refuses an empty list, too
+            torch._foreach_copy_(targets, sources)
+
+    def _copies(self, name: str, into: torch.Tensor, wanted: Box) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Which parts of a tensor, in images, belong to which parts of `into`."""
         written = 0
         for entry, image in self._parts[name]:
             common = entry.box.meet(wanted)
@@ -71,9 +95,9 @@ class Snapshot:
             target = into[common.within(wanted)]
             for dim in _expanded(target):  # all its elements are one in memory: write that one
                 target, source = target.narrow(dim, 0, 1), source.narrow(dim, 0, 1)
-            target.copy_(source)
+            yield target, source
             written += common.size
-        assert written == wanted.size, f"{name}: wrote {written} of {wanted.size} elements, though the parts cover them"
+        assert written == wanted.size, f"{name}: found {written} of {wanted.size} elements, though the parts cover them"
 
     def box(self, name: str, wanted: Box) -> torch.Tensor:
         """A private copy of what lies in `wanted` of a tensor, on the CPU. Raises KeyError."""
@@ -112,6 +136,18 @@ def _stretches(entry: Entry, image: Opened, wanted: Box) -> list[Stretch]:
     rank = image.header.rank
     found = stretches(common, entry.box, PIECE // size)
     return [Stretch(rank, start + first * size, start + last * size) for first, last in found]
+
+
+def _joined(stretches: Iterable[Stretch]) -> list[Stretch]:
+    """In order, those as one that overlap or have less than a page between them."""
+    made: list[Stretch] = []
+    for stretch in sorted(stretches, key=attrgetter("rank", "first")):
+        last = made[-1] if made else None
+        if last and last.rank == stretch.rank and stretch.first < last.last + PAGE:
+            made[-1] = Stretch(last.rank, last.first, max(last.last, stretch.last))
+        else:
+            made.append(stretch)
+    return made
 
 
 def _expanded(tensor: torch.Tensor) -> list[int]:

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from ckptd.ckpt.boxes import Box
 from ckptd.ckpt.errors import CorruptionError, StateError
 from ckptd.ckpt.image import Entry, entry_of
-from ckptd.ckpt.shm import touch
+from ckptd.ckpt.shm import foresee, touch
 
 _SHARDED = {"DTensor", "ShardedTensor"}
 _SAMPLE_WORDS = 16
@@ -93,6 +93,11 @@ class Mapping:
                 touch(view)
         # numpy holds the mapping's buffer, torch.frombuffer would not: closing it under a tensor is a segfault.
         self._bytes = torch.from_numpy(np.frombuffer(self.memory, dtype=np.uint8))
+
+    def foresee(self, first: int, last: int) -> None:
+        """Bytes `first` to `last` stand in the file and will be read."""
+        with memoryview(self.memory) as view:
+            foresee(view[first - first % mmap.PAGESIZE : last])
 
     @property
     def place(self) -> tuple[int, int]:

@@ -61,6 +61,7 @@ def capture(client: Client, version: Version) -> None:
     assert slot.path.stat().st_size == SIZE
     fill(slot, data)
     client.commit(slot, version)
+    assert client.wait(version, "captured", 20.0) != "none"  # the daemon sums it yet
 
 
 def test_a_life_with_a_daemon(client: Client) -> None:
