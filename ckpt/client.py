@@ -143,8 +143,12 @@ class Channel(Protocol):
         """The opened files are no longer needed."""
         ...
 
-    def reserve(self, size: int) -> list[Path]:
-        """Make and pre-fault this rank's slots for images of `size` bytes; return their files. Raises MemoryBudgetError."""
+    def reserve(self, size: int, wait_s: float = 0.0) -> list[Path]:
+        """Have this rank's slots for images of `size` bytes made and pre-faulted, if there is room for them.
+
+        Returns their files if all of them stand within `wait_s` seconds (0 to 3600), else none: they are made meanwhile,
+        and `begin` waits for the one that it names. Raises MemoryBudgetError.
+        """
         ...
 
     def begin(self, version: Version, size: int, wait_s: float = 0.0) -> Slot | None:
@@ -245,8 +249,9 @@ class Client:
     def shut(self, version: Version) -> None:
         self._call("Shut", version=_named(version), opening=self._opening)
 
-    def reserve(self, size: int) -> list[Path]:
-        return [Path(path) for path in self._call("Reserve", 600.0, rank=self._rank, size=size).paths]
+    def reserve(self, size: int, wait_s: float = 0.0) -> list[Path]:
+        reply = self._call("Reserve", self._timeout_s + wait_s, rank=self._rank, size=size, wait_s=wait_s)
+        return [Path(path) for path in reply.paths]
 
     def begin(self, version: Version, size: int, wait_s: float = 0.0) -> Slot | None:
         if not 0.0 <= wait_s <= WAIT_MAX_S:  # which nan is not either

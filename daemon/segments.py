@@ -145,16 +145,23 @@ class Segments:
 
     # ---- slots ------------------------------------------------------------------------------------
 
-    def reserve(self, rank: int, size: int, count: int) -> list[Path]:
-        """See that `count` files of `size` bytes exist for the rank, in use or spare. Raises MemoryBudgetError."""
+    def reserve(self, rank: int, size: int, count: int, going_on: Callable[[], bool] = lambda: True) -> list[Path]:
+        """See that `count` files of `size` bytes exist for the rank, in use or spare; all of them. Raises MemoryBudgetError.
+
+        Each is a spare one as soon as it stands; no more are made once `going_on` says no.
+        """
         with self._lock:
             have = [name for slot, (name, s) in self._assigned.items() if slot.rank == rank and s == size]
         have += self._files.spares(f"rank-{rank:05d}.", size)
         self._files.trim(f"rank-{rank:05d}.", {size})  # its layout has changed
-        for _ in range(count - len(have)):
+        while len(have) < count and going_on():
             have.append(self._files.make(f"rank-{rank:05d}.{secrets.token_hex(4)}.safetensors", size))
             self._files.give(have[-1], size)
         return [self.directory / name for name in have]
+
+    def has_spare(self, rank: int, size: int) -> bool:
+        """Whether a slot of the rank could have a file of `size` bytes at once."""
+        return bool(self._files.spares(f"rank-{rank:05d}.", size))
 
     def file_for(self, slot: SlotId, size: int, make: Make = shm.make_file) -> Path:
         """The slot's file, of exactly `size` bytes: its own, a spare, or what `make` makes. Raises MemoryBudgetError."""

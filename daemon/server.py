@@ -48,6 +48,7 @@ from ckptd.daemon.launch_events import AgentCame, AgentEnded, RestartAsked
 from ckptd.daemon.node import Node
 from ckptd.daemon.observe.watcher import Watcher
 from ckptd.daemon.record import EventRecord
+from ckptd.daemon.reserving import Reserving
 from ckptd.daemon.segments import Segments
 from ckptd.daemon.storage_watch import StorageWatch
 from ckptd.daemon.transfers import Transfers
@@ -71,6 +72,7 @@ class LocalServer:
         self._config, self._driver, self._jobs, self._segments, self._record = config, driver, jobs, segments, record
         self._transfers, self._watcher, self._storage = transfers, watcher, storage
         self._admission = Admission(config)
+        self._reserving = Reserving(segments, config.slots)
         self._gatherings = Gatherings(self._gather, segments.restored.release)
         self._opened = Gatherings(lambda version: jobs.open(self._settled(), version), segments.opened.release)
         self.socket = config.run_dir / "ckptd.sock"
@@ -90,6 +92,7 @@ class LocalServer:
 
     def close(self) -> None:
         self._server.stop(0.5).wait(2.0)
+        self._reserving.close()
         self.socket.unlink(missing_ok=True)
 
     def _handler(self, name: str, request: type[Message], reply: type[Message]) -> grpc.RpcMethodHandler[Any, Any]:
@@ -210,11 +213,12 @@ class LocalServer:
         if not self._poll(lambda node: node.scanned, _ANSWER_S):  # a file that is made meanwhile would be found twice
             raise DaemonUnavailable("this daemon still reads what an earlier one left; try again")
         self._admission.admit(rank, size, self._driver.look(lambda node: [rank for rank, _ in node.ranks]))
-        return pb.ReserveReply(paths=map(str, self._segments.reserve(rank, size, self._config.slots)))
+        return pb.ReserveReply(paths=map(str, self._reserving.reserve(rank, size, _seconds(request.wait_s))))
 
     def begin(self, request: pb.BeginRequest) -> pb.BeginReply:
         version, size = version_in(request.version), _size(request.size)
-        waited_s = self._wait_for_room(request.rank, version, request.wait_s)
+        self._reserving.settle(request.rank, size, _ANSWER_S)
+        waited_s = self._wait_for_room(request.rank, version, _seconds(request.wait_s))
         answer: ev.Granted | None = self._driver.ask(
             lambda ticket: ev.BeginAsked(ticket, request.rank, version, size, waited_s), _ANSWER_S
         )
@@ -227,8 +231,6 @@ class LocalServer:
 
         Meanwhile the rank has not begun the version: nobody takes it for one that was skipped.
         """
-        if not 0.0 <= wait_s <= WAIT_MAX_S:  # which nan is not either
-            raise UsageError(f"found a wait of {wait_s} s for a slot, expected 0 to {WAIT_MAX_S:.0f}")
 
         def room(node: Node) -> bool:
             return node.slots.has_room(rank, version, node.known())
@@ -329,6 +331,12 @@ class LocalServer:
             raise AccessError(
                 f"the daemon at {self.socket} serves job {self._config.job!r}, not {job!r}; set CKPTD_JOB or CKPTD_RUN_DIR"
             )
+
+
+def _seconds(wait_s: float) -> float:
+    if not 0.0 <= wait_s <= WAIT_MAX_S:  # which nan is not either
+        raise UsageError(f"found a wait of {wait_s} s for a slot, expected 0 to {WAIT_MAX_S:.0f}")
+    return wait_s
 
 
 def _size(size: int) -> int:

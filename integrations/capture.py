@@ -139,7 +139,8 @@ class Slots:
         if small[0]:
             copy_now(small)
         copying.work()
-        copying.seen += [name for wires in capture.armed for name in wires.by_words()]
+        look = Armed.by_all if capture.plan.device is None else Armed.by_words  # a GPU's copies are under way yet
+        copying.seen += [name for armed in capture.armed for name in look(armed)]
 
     def committed(self, slot: Slot, capture: Capture) -> None:
         """The image is recorded: what was copied into the slot stands there."""

@@ -173,6 +173,8 @@ class Checkpointer:
                 self._window.close()
                 if turn.due and self._alive():
                     self._capture(n)
+                elif self._plan is None and self._epoch is not None:
+                    self._layout()  # its slots shall stand when the first snapshot is due
         if turn.last and self._sigterm is not None:
             self._end(self._sigterm)
         self._journal.raise_pending()
@@ -187,7 +189,7 @@ class Checkpointer:
         reached = "none"
         with self._guarding():
             self._check_open()
-            self._window.close()
+            self._window.close(timeout_s)
             if self._epoch is not None:
                 with self.phase("checkpoint"):
                     reached = self._session.call(lambda channel: self._reached(channel, level, timeout_s)).result()
@@ -208,7 +210,7 @@ class Checkpointer:
         elif self._sigterm is not None:
             self._sigterm.close()
         with self._guarding():
-            self._window.close()
+            self._window.close(patience_s)
         self._session.close(patience_s)
         self._journal.raise_pending()
 
@@ -314,7 +316,7 @@ class Checkpointer:
         return Restore(self._state, Snapshot(found, version, self._job, world, bring), self._ranks)
 
     def _capture(self, n: int) -> None:
-        """Copy the eager state, plan anew if the layout changed, and let the worker copy the rest."""
+        """Copy the eager state, and let the worker copy the rest."""
         assert self._epoch is not None
         if n <= self._last:
             raise StaleStepError(
@@ -323,13 +325,7 @@ class Checkpointer:
         if self._window.is_late:
             self._journal.skipped(f"ckptd: step {n} was skipped, the daemon has not answered for an earlier one yet")
             return
-        if not self._outline.same(self._state.probe()) or (self._window.moves and not self._outline.in_place()):
-            self._plan = None
-        leaves = self._state.lazy() if self._plan is None else []
-        eager, document = self._state.eager()
-        if self._plan is not None and not self._plan.fits(eager, document):
-            self._plan, leaves = None, self._state.lazy()
-        plan = self._plan or self._make_plan(leaves, eager, document)
+        plan, eager, document = self._layout()
         self._last = n
         version, copies = Version(self._epoch, n), list(eager.values())
         outline = None if self._window.moves else self._outline
@@ -337,8 +333,18 @@ class Checkpointer:
         if not self._state.optimizers:  # nobody would close the window before the next change
             self._window.close()
 
+    def _layout(self) -> tuple[Plan, dict[str, torch.Tensor], bytes]:
+        """The plan, made anew if the layout has changed, and copies of the eager state."""
+        if not self._outline.same(self._state.probe()) or (self._window.moves and not self._outline.in_place()):
+            self._plan = None
+        leaves = self._state.lazy() if self._plan is None else []
+        eager, document = self._state.eager()
+        if self._plan is not None and not self._plan.fits(eager, document):
+            self._plan, leaves = None, self._state.lazy()
+        return self._plan or self._make_plan(leaves, eager, document), eager, document
+
     def _make_plan(self, leaves: list[Leaf], eager: dict[str, torch.Tensor], document: bytes) -> Plan:
-        """Plan for this layout, and have slots of its size made: the one thing that a training step waits for longer."""
+        """Plan for this layout, and have slots of its size made; a training step waits for the plan, a few milliseconds."""
         if len(document) > self._room:  # with some air: a document that grows a little at each step costs few plans
             self._room = len(document) * 5 // 4
         plan = Plan(leaves, eager, self._room, job=self._job, ranks=self._ranks)
@@ -355,7 +361,7 @@ class Checkpointer:
         self._session.signals.reached()
         if self._window.is_open:
             with self._timed(), self._guarding():
-                self._window.close()
+                self._window.close_for_update()
 
     def _reached(self, channel: Channel, level: str, timeout_s: float) -> str:
         return "none" if self._window.committed is None else channel.wait(self._window.committed, level, timeout_s)

@@ -18,6 +18,8 @@ from ckptd.integrations.signals import Signals
 from ckptd.integrations.sources import Plan
 
 T = TypeVar("T")
+_PINNED_S = 600.0
+"""How long the first call waits for slots that a GPU's driver must know before the first copy."""
 _REASON_CHARS = 500  # a decision must fit into one broadcast message
 
 
@@ -103,7 +105,10 @@ class Session:
         return self._worker.submit(lambda: self._fill(capture, ticket, copying))
 
     def reserve(self, plan: Plan) -> None:
-        """Have slots made for the images of a plan, and pinned if the state is on a GPU. Raises MemoryBudgetError."""
+        """Have slots made for the images of a plan, beside the training; if the state is on a GPU, wait and pin them.
+
+        Raises MemoryBudgetError.
+        """
         self._worker.submit(lambda: self._reserve(plan)).result()
 
     def forget(self) -> None:
@@ -139,8 +144,10 @@ class Session:
 
     def _reserve(self, plan: Plan) -> None:
         size = plan.layout.size
-        paths = self._here.reserve(size)
-        if plan.device is not None:
+        if plan.device is None:
+            self._here.reserve(size)
+        else:
+            paths = self._here.reserve(size, _PINNED_S)
             self.slots.pin([Slot(-1, path, size) for path in paths], plan)
 
     def _fill(self, capture: Capture, ticket: Ticket, copying: Copying) -> Slot | None:

@@ -18,10 +18,15 @@ from ckptd.integrations.capture import Capture, MovedError
 from ckptd.integrations.copying import Copying
 from ckptd.integrations.journal import Journal
 from ckptd.integrations.session import Session, Ticket
+from ckptd.integrations.sources import Plan
 from ckptd.integrations.watch import Watched
 
 _PATIENCE_S = 2.0
 """How long an update waits for the daemon to name a slot; usually it has done so long before."""
+_MAKING_S = 0.05
+"""How long it waits when the daemon may be making the pages of the first one: for gigabytes that takes seconds."""
+_MAKING_BYTES = 64 << 20
+"""An image of so few bytes has its pages in a few milliseconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +46,8 @@ class Window:
         self._session, self._watched, self._journal = session, watched, journal
         self._open: _Open | None = None
         self._late: Future[Slot | None] | None = None
+        self._plan: Plan | None = None
+        """That of the last capture for which the daemon has named a slot."""
         self.committed: Version | None = None
         """The newest version that the daemon has recorded."""
         self.moves = False
@@ -64,35 +71,46 @@ class Window:
         """For a forked child: what is open belongs to the parent."""
         self._open, self._journal = None, journal
 
-    def close(self) -> None:
-        """Wait for the worker's copy, look at the trip wires, and let the worker commit or discard the image."""
+    def close_for_update(self) -> None:
+        """As `close`, in the fence: the first snapshot is left out rather than delay an update while its slot is made."""
+        plan = self._open.capture.plan if self._open else None
+        making = plan is not None and plan is not self._plan and plan.layout.size >= _MAKING_BYTES
+        self.close(_MAKING_S if making else _PATIENCE_S)
+
+    def close(self, patience_s: float = _PATIENCE_S) -> None:
+        """Wait for the worker's copy, look at the trip wires, and let the worker commit or discard the image.
+
+        `patience_s`: how long to wait until the daemon names a slot.
+        """
         window, self._open = self._open, None
         if window is None:
             return
         full_wait_s = self._session.full_wait_s
-        patience_s = _PATIENCE_S + full_wait_s
+        patience_s = patience_s + full_wait_s
         with self._session.signals.phase("checkpoint") if full_wait_s else nullcontext():
             given_up = window.ticket.give_up(patience_s)
         if given_up:
             self._late = window.slot
             version = window.capture.version
-            self._journal.skipped(f"ckptd: {version} was skipped, the daemon did not answer within {patience_s:.0f} s")
+            why = "has not made a slot yet" if patience_s == _MAKING_S else f"did not answer within {patience_s:.0f} s"
+            self._journal.skipped(f"ckptd: {version} was skipped, the daemon {why}")
             return
+        self._plan = window.capture.plan
         try:
             window.copying.help()
         except RuntimeError as error:
             lost = error
             self._submit(lambda channel: _lose(channel, window, lost))
             return
-        names = [name for armed in window.capture.armed for name in armed.by_counters()]
-        ask = self._watched.ask_device()
         if window.copying.waits:
             window.slot.exception()  # the worker's last batch
         if window.capture.plan.device is None:
-            job = self._verdict(window, names)
+            job = self._verdict(window, [])
             if job is not None:
                 self._submit(job)
         else:  # the copies are under way on the device: the worker waits for them, the training does not
+            names = [name for armed in window.capture.armed for name in armed.by_counters()]
+            ask = self._watched.ask_device()
             self._submit(lambda channel: self._conclude(channel, window, names, ask))
 
     def note(self, done: Future[None]) -> None:

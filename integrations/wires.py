@@ -1,9 +1,10 @@
 """Notices what was written behind the optimizer's back: trip wires, and which frozen tensors have changed.
 
-The trainer's thread arms the wires at each snapshot and looks at torch's version counters in the fence, each in one call
-per tensor and no more. The worker looks at a word of each tensor's bytes when it has copied: what is written later
-does no harm. All of it proves that something was written, never that nothing was: fused optimizers and `.data` count no
-versions, a look sees one word of all but tiny tensors, and a write that has only begun shows in neither.
+The trainer's thread arms the wires at each snapshot, with one call for each tensor and no more. The worker looks at torch's
+version counters and a word of each tensor's bytes when it has copied: what is written later does no harm. (Of tensors on a
+GPU the trainer looks at the counters, in the fence, as the copies are still under way.) All of it proves that something
+was written, never that nothing was: fused optimizers and `.data` count no versions, a look sees one word of all but tiny
+tensors, and a write that has only begun shows in neither.
 """
 
 from __future__ import annotations
@@ -128,12 +129,16 @@ class Armed:
     lookout: Lookout
     before: Look
 
+    def by_all(self) -> list[str]:
+        """The names of those that either shows. For the worker, when it has copied: what is written later does no harm."""
+        return list(dict.fromkeys([*self.by_counters(), *self.by_words()]))
+
     def by_counters(self) -> list[str]:
-        """The names of those whose version counters have moved. For the trainer's thread, in the fence."""
+        """The names of those whose version counters have moved."""
         return self.lookout.names_of(self.lookout.counted(self.before.versions, self.lookout.versions()))
 
     def by_words(self) -> list[str]:
-        """The names of those whose bytes look different. For the worker, when it has copied."""
+        """The names of those whose bytes look different."""
         turn = self.before.turn
         return self.lookout.names_of(self.lookout.sampled(turn, self.before.words, self.lookout.words(turn)))
 

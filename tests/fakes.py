@@ -108,7 +108,7 @@ class FakeChannel:
     def shut(self, version: Version) -> None:
         self._called("shut")
 
-    def reserve(self, size: int) -> list[Path]:
+    def reserve(self, size: int, wait_s: float = 0.0) -> list[Path]:
         self._called("reserve")
         self.reserved.append(size)
         return []

@@ -527,12 +527,14 @@ class BringRequest(_message.Message):
     def __init__(self, version: _Optional[_Union[Version, _Mapping]] = ..., stretches: _Optional[_Iterable[_Union[Stretch, _Mapping]]] = ..., opening: _Optional[int] = ...) -> None: ...
 
 class ReserveRequest(_message.Message):
-    __slots__ = ("rank", "size")
+    __slots__ = ("rank", "size", "wait_s")
     RANK_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
+    WAIT_S_FIELD_NUMBER: _ClassVar[int]
     rank: int
     size: int
-    def __init__(self, rank: _Optional[int] = ..., size: _Optional[int] = ...) -> None: ...
+    wait_s: float
+    def __init__(self, rank: _Optional[int] = ..., size: _Optional[int] = ..., wait_s: _Optional[float] = ...) -> None: ...
 
 class ReserveReply(_message.Message):
     __slots__ = ("paths",)

@@ -71,7 +71,7 @@ def test_a_life_with_a_daemon(client: Client) -> None:
     decision = client.decide(world=1)
     assert (decision.version, decision.source, decision.world) == (None, "none", 0)
     client.join(decision.epoch)
-    reserved = client.reserve(SIZE)
+    reserved = client.reserve(SIZE, 20.0)
     assert {path.stat().st_size for path in reserved} == {SIZE}
     version = Version(decision.epoch, 5)
     assert client.wait(version, "captured", 0.0) == "none"

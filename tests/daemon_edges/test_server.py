@@ -222,7 +222,7 @@ def test_files_are_made_after_the_scan(config: Config, monkeypatch: pytest.Monke
     with daemon_here(config) as driver:
         client = Client(config.run_dir, JOB)
         client.attach(rank=0, world=1, local_world=1)
-        reserving = threading.Thread(target=client.reserve, args=(SIZE,))
+        reserving = threading.Thread(target=client.reserve, args=(SIZE, 20.0))
         reserving.start()
         until(lambda: driver.look(lambda node: bool(node.ranks)), "attached")
         assert not list(config.segment_dir.glob("*.safetensors"))

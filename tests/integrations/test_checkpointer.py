@@ -153,9 +153,10 @@ def test_a_state_that_keeps_changing_is_copied_at_once(channel: FakeChannel) -> 
     with Checkpointer(job="job", channel=channel, **run.objects) as ck:
         for step in range(1, 7):
             run.update()
-            ck.step(step)
-            in_place(parameters[step % len(parameters)])
-            in_place(parameters[(step + 1) % len(parameters)]) if step > 3 else None
+            with channel.held_up():
+                ck.step(step)
+                in_place(parameters[step % len(parameters)])
+                in_place(parameters[(step + 1) % len(parameters)]) if step > 3 else None
         ck.wait()
         assert ck.stats.aborted == 3
         assert "everything is copied at once" in str(ck.stats.last_error)
@@ -220,7 +221,8 @@ def test_a_tensor_that_gets_other_memory_costs_one_snapshot(channel: FakeChannel
         assert entry_of(channel, version.step, "model.0.weight") == expected[version.step]
 
 
-def test_a_write_after_the_copy_does_no_harm(channel: FakeChannel) -> None:
+@pytest.mark.parametrize("write", [in_place, by_data])
+def test_a_write_after_the_copy_does_no_harm(channel: FakeChannel, write: Callable[[nn.Parameter], None]) -> None:
     """What is written when everything has been copied, even behind the optimizer, is no reason to discard anything."""
     run = Run.new()
     weight = run.model.get_parameter("0.weight")
@@ -230,7 +232,7 @@ def test_a_write_after_the_copy_does_no_harm(channel: FakeChannel) -> None:
         ck.step(1)
         assert ck._window._open is not None
         assert ck._window._open.slot.result(10.0) is not None
-        weight.data.add_(1.0)
+        write(weight)
         ck.wait()
         assert (ck.stats.aborted, ck.stats.captured) == (0, 1)
     assert entry_of(channel, 1, "model.0.weight") == expected
@@ -286,6 +288,21 @@ def test_a_change_of_layout_is_planned_anew(channel: FakeChannel) -> None:
     assert channel.reserved == sorted(set(sizes))
     header = parse(channel.image(Version(1, 2)).read_bytes())
     assert "model.grown.weight" in header.spans
+
+
+def test_slots_are_made_before_the_first_snapshot_is_due(channel: FakeChannel) -> None:
+    """With a snapshot every third step the first step has the slots made: the snapshot need not wait for their pages."""
+    run = Run.new()
+    with Checkpointer(job="job", channel=channel, every=3, **run.objects) as ck:
+        ck.restore()
+        run.update()
+        ck.step(1)
+        reserved = list(channel.reserved)
+        for step in (2, 3):
+            run.update()
+            ck.step(step)
+        ck.wait()
+    assert reserved == channel.reserved == [channel.image(Version(1, 3)).stat().st_size]
 
 
 def test_a_missed_fence_is_made_up_for(channel: FakeChannel) -> None:

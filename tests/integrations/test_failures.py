@@ -146,6 +146,29 @@ def test_a_daemon_that_hangs_does_not_stop_training(channel: FakeChannel, monkey
     assert "after the next update" in channel.aborts[0]
 
 
+def test_an_update_does_not_wait_for_pages(channel: FakeChannel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the daemon makes the first slot of a large state, the update goes on without that snapshot."""
+    monkeypatch.setattr(module, "_PATIENCE_S", 60.0)
+    monkeypatch.setattr(module, "_MAKING_S", 0.01)
+    monkeypatch.setattr(module, "_MAKING_BYTES", 1)
+    run = Run.new()
+    with Checkpointer(job="job", channel=channel, **run.objects) as ck:
+        ck.restore()
+        channel.hang = threading.Event()
+        run.update()
+        ck.step(1)
+        run.update()
+        assert (ck.stats.skipped, ck._window.is_late) == (1, True)
+        hang, channel.hang = channel.hang, None
+        hang.set()
+        assert ck._window._late is not None
+        ck._window._late.result()
+        ck.step(2)
+        ck.wait()
+        assert ck.stats.captured == 1
+    assert channel.recorded() == [Version(1, 2)]
+
+
 def test_steps_only_grow(channel: FakeChannel) -> None:
     """A step that went backwards is a StaleStepError by policy, after a restore too."""
     run = Run.new()
