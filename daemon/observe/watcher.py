@@ -33,9 +33,9 @@ from ckptd.ckpt.sighting import (
     Stamps,
 )
 from ckptd.daemon.driver import Driver
-from ckptd.daemon.launch_events import RestartAsked
+from ckptd.daemon.launch_events import BarAsked, RestartAsked
 from ckptd.daemon.node import Node
-from ckptd.daemon.observe.bailiff import Scene
+from ckptd.daemon.observe.bailiff import Predecessor, Scene
 from ckptd.daemon.observe.court import Court, steady
 from ckptd.daemon.observe.links import Links, Neighbours
 from ckptd.daemon.observe.plugins import Plugins
@@ -63,11 +63,15 @@ class _Here:
     ledger: Ledger | None
     breach: tuple[tuple[int, str], float] | None = None
     """The `order` of the last round that was found over here, and when, of the monotonic clock."""
+    before: Predecessor | None = None
+    """By the monotonic clock, too."""
 
     def scene(self, lost_after_s: float) -> Scene:
         """The same for the court, by its clock."""
-        at = (self.breach[0], steady() - (time.monotonic() - self.breach[1])) if self.breach else None
-        return Scene(self.ledger, at, lost_after_s)
+        ahead = steady() - time.monotonic()
+        breach = (self.breach[0], self.breach[1] + ahead) if self.breach else None
+        before = replace(self.before, heard=self.before.heard + ahead) if self.before else None
+        return Scene(self.ledger, breach, lost_after_s, before)
 
 
 class Watcher:
@@ -112,8 +116,8 @@ class Watcher:
         if fewer:
             self.wake()
 
-    def restart(self, asked: RestartAsked) -> str:
-        """Ask this node's core for what the court wants of the agents; why it was refused, '' if it was not."""
+    def ask(self, asked: RestartAsked | BarAsked) -> str:
+        """Ask this node's core for what the court wants; why it was refused, '' if it was not."""
         try:
             self._driver.ask(lambda ticket: replace(asked, ticket=ticket), CORE_S)
         except CkptdError as error:
@@ -260,5 +264,6 @@ def _groups(eyes: list[RankEye]) -> tuple[Group, ...]:
 
 def _here(node: Node) -> _Here:
     attached = tuple(Attached(rank, trainer.pid, trainer.world, trainer.epoch) for rank, trainer in node.ranks)
-    breach = node.collector.rounds.breach
-    return _Here(attached, node.epoch, node.collector_index(time.monotonic()), node.ledger, breach)
+    breach, before = node.collector.rounds.breach, node.collector.before
+    after = Predecessor(before, node.ledger_heard(before.collector)) if before else None
+    return _Here(attached, node.epoch, node.collector_index(time.monotonic()), node.ledger, breach, after)

@@ -57,9 +57,9 @@ class Trial:
         self.said += [said for _, said in self.bailiff.settled(self.scene)]
         errands = self.bailiff.errands(self.job.now)
         for errand in errands:
-            problem = self.job.launches[0].ask(errand.event, self.job.ledger)
+            problem = self.job.ask(0, errand.event)
             self.job.tell()
-            self.said.append(self.bailiff.heard(errand, str(problem or ""), self.job.now))
+            self.said.append(self.bailiff.heard(errand, problem, self.job.now))
         return len(errands)
 
     def goes_on(self) -> bool:

@@ -9,7 +9,7 @@ from tests.agents import Job as Agents
 from tests.agents import running
 from tests.observe.test_court import Job
 
-from ckptd.daemon.launch_events import RestartAsked
+from ckptd.daemon.launch_events import BarAsked, RestartAsked
 from ckptd.daemon.observe.bailiff import Scene
 from ckptd.daemon.observe.court import QUIET_S
 from ckptd.daemon.observe.incidents import TIMES
@@ -21,14 +21,13 @@ class Acting:
 
     def __init__(self, folder: Path, agents: Agents) -> None:
         self.job, self.agents = Job(folder), agents
-        self.asked: list[RestartAsked] = []
-        self.job.court.on_restart = self.restart
+        self.asked: list[RestartAsked | BarAsked] = []
+        self.job.court.on_errand = self.ask
         self.see()
 
-    def restart(self, event: RestartAsked) -> str:
+    def ask(self, event: RestartAsked | BarAsked) -> str:
         self.asked.append(event)
-        problem = self.agents.launches[0].ask(event, self.agents.ledger)
-        return str(problem or "")
+        return self.agents.ask(0, event)
 
     def see(self) -> None:
         """What the agents and their rounds have come to is known to the court."""
@@ -103,7 +102,7 @@ def test_without_agents_the_advice_is_in_the_record_and_in_the_status(tmp_path: 
 
 def test_what_is_refused_is_in_the_record_once_for_each_reason(acting: Acting) -> None:
     """It is asked again and again, and the record stays short."""
-    acting.job.court.on_restart = lambda _: "no collector was heard yet"
+    acting.job.court.on_errand = lambda _: "no collector was heard yet"
     acting.job.train(10)
     acting.hang(1, 60)
     entries = acting.job.court.recorded(1)["entries"]
