@@ -147,10 +147,15 @@ class LocalServer:
         return pb.Empty()
 
     def gather(self, request: pb.GatherRequest) -> pb.GatherReply:
-        life = self._driver.look(lambda node: node.epoch)
-        found = self._gatherings.gather(version_in(request.version), life)
+        found = self._gatherings.gather(version_in(request.version), self._reading())
         images = [pb.Found(rank=f.rank, path=str(f.path), size=f.size, source=f.source) for f in found]
         return pb.GatherReply(images=images)
+
+    def _reading(self) -> int:
+        """The newest life; it reads its state."""
+        life = self._driver.look(lambda node: node.epoch)
+        self._watcher.restores(life)
+        return life
 
     def _gather(self, version: Version) -> list[Found]:
         started = time.monotonic()
@@ -180,8 +185,7 @@ class LocalServer:
         return pb.Empty()
 
     def open(self, request: pb.GatherRequest) -> pb.GatherReply:
-        life = self._driver.look(lambda node: node.epoch)
-        opened = self._opened.gather(version_in(request.version), life)
+        opened = self._opened.gather(version_in(request.version), self._reading())
         images = [pb.Found(rank=f.rank, path=str(f.path), size=f.size, source=f.source) for f in opened.found]
         return pb.GatherReply(images=images, opening=opened.number)
 

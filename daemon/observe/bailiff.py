@@ -147,6 +147,10 @@ class Bailiff:
         """Decide about a verdict, and keep in mind what has to be asked for. Whatever it says, one restart a life."""
         decision = self._decide(verdict, facts, scene, now)
         agents, over = self._agents(verdict.epoch, scene), self._over(verdict.epoch, scene)
+        if decision.retreat and not self._advises and scene.ledger and scene.ledger.round:
+            # At once: the agents may begin the next life any moment.
+            bar = Version(verdict.epoch, decision.retreat.step)
+            self._errands.append(Errand(incident, BarAsked(0, decision.retreat.reason[:REASON_CHARS], bar), now))
         if verdict.syndrome is Syndrome.NODE_LOST and agents and over and decision.act not in (Act.IGNORE, Act.GIVE_UP):
             self._ended = verdict.epoch if decision.act in ACTIVE else self._ended
             return Action(decision, f"its place is free for who comes, and the agents restart: {over}", ends_life=True)
@@ -158,9 +162,6 @@ class Bailiff:
             return Action(decision, f"advice only: {why}", ends_life=False)
         if decision.act is Act.GIVE_UP and decision.exit_code != GIVEN_UP_EXIT:
             return Action(decision, "nothing: its agents end when they have waited for join_timeout", ends_life=False)
-        if decision.retreat:  # at once: the agents may begin the next life any moment
-            bar = Version(verdict.epoch, decision.retreat.step)
-            self._errands.append(Errand(incident, BarAsked(0, decision.retreat.reason[:REASON_CHARS], bar), now))
         if decision.act is Act.RESTART and over:
             return Action(decision, f"the agents restart already: {over}", ends_life=True)
         waits = verdict.syndrome is Syndrome.CRASH and decision.act is Act.RESTART
@@ -211,7 +212,8 @@ class Bailiff:
         ledger = scene.ledger
         newest = max(ledger.lives(), default=0) if ledger else 0
         if verdict.epoch < newest:
-            return Decision(Act.IGNORE, f"the life of epoch {verdict.epoch} is over; the job is in epoch {newest}")
+            said = f"the life of epoch {verdict.epoch} is over; the job is in epoch {newest}"
+            return Decision(Act.IGNORE, said, retreat=self._policy.witness(verdict, facts))
         if verdict.epoch <= self._ended:
             return Decision(Act.IGNORE, f"a restart of the life of epoch {verdict.epoch} is decided; one is enough")
         if verdict.syndrome is Syndrome.NODE_LOST and ledger:

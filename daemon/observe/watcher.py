@@ -75,7 +75,7 @@ class _Here:
 
 
 class Watcher:
-    """Owns the thread. `heard`, `answered`, `decided` and `wake` may be called from any thread."""
+    """Owns the thread. `heard`, `answered`, `decided`, `restores` and `wake` may be called from any thread."""
 
     def __init__(
         self, config: Config, driver: Driver, peers: Peers, court: Court, links: Links, plugins: Plugins, boot: str
@@ -90,6 +90,8 @@ class Watcher:
         self._asked: list[int] = []
         self._explain: list[int] = []
         self._decided: Decided | None = None
+        self._restored = 0
+        """The newest life of which was heard that it reads its state."""
         self._samples: list[PairSample] = []
         self._attached_seen = 0
         self._lock = threading.Lock()
@@ -133,6 +135,12 @@ class Watcher:
     def decided(self, epoch: int, step: int, source: str) -> None:
         """This node's daemon has let a new life begin."""
         self._decided = Decided(epoch, step, source)
+
+    def restores(self, epoch: int) -> None:
+        """A life has joined and reads its state: look now, so that one that ends in its first step was seen."""
+        if epoch > self._restored:
+            self._restored = epoch
+            self.wake()
 
     def status(self) -> dict[str, Any]:
         """For `ckptd status`."""

@@ -119,7 +119,7 @@ class Policy:
     _best_step: int = -1
     _cycles: int = 0
     _tries: Counter[int] = field(default_factory=Counter)
-    """By step: the lives restored from it that ended in a crash or a hang. Only without progress in between."""
+    """By step: the lives restored from it that crashed or hung and came no further than the best one."""
     _fell: dict[int, list[int]] = field(default_factory=dict)
     """By the step at which lives crashed: the steps that they had been restored from. Only without progress in between."""
     _blame: dict[int, _Blame] = field(default_factory=dict)
@@ -141,6 +141,14 @@ class Policy:
         if verdict.syndrome not in STANDS:
             return self._weigh(verdict, facts, now)
         return self._restart(verdict, facts, now)
+
+    def witness(self, verdict: Verdict, facts: Facts) -> Retreat | None:
+        """A crash of a life that was restarted before it could be judged: nothing is to be decided, and it counts."""
+        if verdict.epoch <= self._restarted or verdict.syndrome is not Syndrome.CRASH:
+            return None
+        self._restarted = verdict.epoch
+        self._count(facts)
+        return self._retreat(verdict, facts)
 
     def blame(self, node: int, now: float) -> float:
         """How much a node is blamed now: 1 for each verdict, halved every half-life."""
@@ -182,11 +190,7 @@ class Policy:
         left = len(set(facts.nodes) - set(verdict.nodes))
         if gone and left < facts.nodes_min:
             return self._wait(verdict, _few(left, facts.nodes_min), now)
-        if facts.step > self._best_step:
-            self._best_step, self._cycles = facts.step, 0
-            self._tries.clear()
-            self._fell.clear()
-        self._cycles += 1
+        self._count(facts)
         if self._cycles > self.costs.cycles:
             reason = (
                 f"no progress beyond step {self._best_step} in {self.costs.cycles} restarts; the last: {verdict.reason}"
@@ -203,6 +207,14 @@ class Policy:
             reason = f"{verdict.reason}; {several(guilty, 'node')} should stay out, but {_few(left, facts.nodes_min)}"
             return self._restarting(verdict.epoch, reason, retreat)
         return self._isolating(guilty, now, self._restarting(verdict.epoch, verdict.reason, retreat))
+
+    def _count(self, facts: Facts) -> None:
+        """One more restart, the first one where the job has come further than ever."""
+        if facts.step > self._best_step:
+            self._best_step, self._cycles = facts.step, 0
+            self._tries.clear()
+            self._fell.clear()
+        self._cycles += 1
 
     def _wait(self, verdict: Verdict, few: str, now: float) -> Decision:
         """The job can't go on with so few: wait for a node, for a while."""
@@ -244,7 +256,7 @@ class Policy:
         """
         if facts.stood < facts.origin:
             return None  # it never got as far as the state that it was to begin with
-        self._tries[facts.origin] += 1
+        self._tries[facts.origin] += self._cycles > 1  # the first one has brought the job further
         fell: list[int] = []
         if verdict.syndrome is Syndrome.CRASH:
             fell = self._fell.setdefault(facts.stood, [])
