@@ -9,6 +9,8 @@ from tests.agents import Job as Agents
 from tests.agents import running
 from tests.observe.test_court import Job
 
+from ckptd.ckpt.model import Version
+from ckptd.ckpt.sighting import Decided
 from ckptd.daemon.launch_events import BarAsked, RestartAsked
 from ckptd.daemon.observe.bailiff import Scene
 from ckptd.daemon.observe.court import QUIET_S
@@ -166,3 +168,27 @@ def test_a_node_s_loss_is_recorded_with_its_place_kept_free(acting: Acting) -> N
     assert found["decision"]["done"].startswith("its place is free for who comes")
     assert {"t_fault", "t_detected", "t_isolated"} == set(found["times"])
     assert acting.asked == []
+
+
+def test_a_second_crash_at_the_same_step_is_recorded_with_what_is_barred_for_it(acting: Acting) -> None:
+    """The step where the culprit stood counts, not that of a rank that was one further."""
+    acting.job.train(10)
+    step = acting.job.digests[0].step
+    acting.job.set(0, step=step + 1)
+    acting.job.set(1, process=Process.GONE, exit=-9)
+    acting.wait(1)
+    acting.end_trainers()
+    acting.next_life()
+    acting.job.decided = Decided(acting.job.epoch, step - 5, "own")
+    acting.job.digests = [RankDigest(rank, step=step - 5, phase=Phase.START) for rank in range(2)]
+    acting.wait(1)
+    acting.job.train(1)
+    acting.job.set(0, step=step + 1)
+    acting.job.set(1, process=Process.GONE, exit=-9)
+    acting.wait(1)
+    retreats = [item["decision"]["retreat"] for item in acting.job.incidents]
+    assert retreats == [{"step": step - 5, "reason": f"trainers crashed 2 times at step {step} after it"}, None]
+    assert acting.agents.ledger is not None
+    assert acting.agents.ledger.barred.why(Version(1, step - 5))
+    entries = acting.job.court.recorded(acting.job.incidents[0]["id"])["entries"]
+    assert any("no life begins from" in entry["done"] for entry in entries if entry["event"] == "acted")
