@@ -20,7 +20,7 @@ def test_a_job_that_crashes_again_at_the_same_step_goes_on_from_an_older_one() -
         script = (str(Path(poisoned_worker.__file__)), str(job.folder), *map(str, (STEPS, POISON, DIES_AFTER)))
         options = ("--nnodes", "1", "--nproc-per-node", "1", "--warm-workers")
         job.start("0", cluster.run_dir(0), *options, script=script)
-        assert job.processes["0"].wait(60.0) == 0
+        assert job.processes["0"].wait(90.0) == 0
         assert (job.folder / "lives").read_text().split() == ["0", "16", "8"]
 
         found = cluster.document(0, "Incidents")["incidents"]
