@@ -6,18 +6,18 @@ from pathlib import Path
 
 import pytest
 from tests.cluster import Cluster
-from tests.elastic import poisoned_worker
 from tests.elastic.jobs import agents
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
+WORKER = Path(__file__).with_name("poisoned_worker.py")
 STEPS, POISON, DIES_AFTER = 26, 12, 23
 
 
 def test_a_job_that_crashes_again_at_the_same_step_goes_on_from_an_older_one() -> None:
     """The second life begins from the newest step and dies where the first did; the third from one before it."""
     with Cluster(1, parity=0, persist_every=8) as cluster, agents() as job:
-        script = (str(Path(poisoned_worker.__file__)), str(job.folder), *map(str, (STEPS, POISON, DIES_AFTER)))
+        script = (str(WORKER), str(job.folder), *map(str, (STEPS, POISON, DIES_AFTER)))
         options = ("--nnodes", "1", "--nproc-per-node", "1", "--warm-workers")
         job.start("0", cluster.run_dir(0), *options, script=script)
         assert job.processes["0"].wait(90.0) == 0
