@@ -293,10 +293,15 @@ class Client:
         self._call("Leave", TEND_S, name=name, ended=ended, reason=reason)
 
     def restart(
-        self, reason: str, *, isolate: Sequence[int] = (), admit: Sequence[int] = (), give_up: bool = False
-    ) -> dict[str, Any]:
-        """Have all agents join anew without the isolated nodes, or end the job. Raises UsageError when it can't be done."""
-        fields = {"isolate": isolate, "admit": admit, "give_up": give_up}
+        self, reason: str, *, isolate: Sequence[int] = (), admit: Sequence[int] = (), give_up: bool = False,
+        from_step: int | None = None, from_newest: bool = False,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Have all agents join anew without the isolated nodes, or end the job. Raises UsageError when it can't be done.
+
+        The next life begins from `from_step`, or from the newest step again (`from_newest`), whatever was barred before.
+        """
+        fields = {"isolate": isolate, "admit": admit, "give_up": give_up, "from_newest": from_newest}
+        fields |= {} if from_step is None else {"from_step": from_step}
         return json_object(self._call("Restart", reason=reason, **fields).json)
 
     def document(self, method: str, timeout_s: float | None = None, **fields: int) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ckptd.ckpt.barred import Barred
 from ckptd.ckpt.model import GroupMap, Image, Table, Version
 from ckptd.ckpt.rounds import Agent, Isolation, Round, Wish
 
@@ -98,6 +99,8 @@ class Report:
     """The newest round that somebody asked this node to have ended."""
     isolations: tuple[Isolation, ...] = ()
     """What this node knows of nodes that are kept out of the training."""
+    barred: Barred = field(default_factory=Barred)
+    """What this node knows of steps that no life is to begin from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +133,8 @@ class Ledger:
     round: Round | None = None
     """The agents that train together, or did last."""
     isolations: tuple[Isolation, ...] = ()
+    barred: Barred = field(default_factory=Barred)
+    """Which steps no life is to begin from."""
 
     @property
     def left(self) -> frozenset[int]:

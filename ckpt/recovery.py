@@ -7,9 +7,10 @@ can be served; the plan says why, and why a newer one was passed over.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
+from ckptd.ckpt.barred import Barred
 from ckptd.ckpt.groups import Group, group_of, groups_in, parities_of
 from ckptd.ckpt.inventory import Held, Ledger, Parity, Report
 from ckptd.ckpt.model import GroupMap, Image, Payload, Table, Version
@@ -209,23 +210,43 @@ def _rung_of(report: Report, held: Held) -> Rung:
     return held.origin
 
 
-def plan(ledger: Ledger, stored: Sequence[Stored]) -> Plan:
-    """Choose the newest version that can be restored, with its reason."""
-    known = tables_of(ledger)
+def plan(ledger: Ledger, stored: Sequence[Stored], barred: Barred | None = None) -> Plan:
+    """Choose the newest version that can be restored and is not `barred`, with its reason.
+
+    Where all that can be restored is barred, the oldest step of it is taken: a job is never left without a way on, and the
+    farther back, the less it has of what the bars are for.
+    """
+    known, bars = tables_of(ledger), barred or Barred()
     on_storage = {item.version: item for item in stored}
     passed: list[str] = []
+    kept: list[tuple[Version, Plan]] = []
     for version in sorted(set(known) | set(on_storage), reverse=True):
-        if version in known:
-            sources = sources_for(ledger, known[version])
-            if not isinstance(sources, str):
-                rung = max((source.rung for source in sources), key=RUNGS.index)
-                return Plan(version, known[version][0].world, rung, sources, _why(f"from memory ({rung})", passed))
-            passed.append(f"{version}: {sources}")
-        if version in on_storage:
-            world = on_storage[version].world
-            sources = tuple(Source(rank, "storage", -1) for rank in range(world))
-            return Plan(version, world, "storage", sources, _why("from storage", passed))
+        found, problem = _restorable(ledger, known.get(version, ()), on_storage.get(version))
+        why = bars.why(version) if found else ""
+        if found and not why:
+            return replace(found, reason=_why(found.reason, [*passed, *problem]))
+        passed += [*problem, *([f"{version}: {why}"] if why else [])]
+        kept += [(version, found)] if found else []
+    if kept:
+        _, last = min(kept, key=lambda item: (item[0].step, -item[0].epoch))
+        return replace(last, reason=_why(f"{last.reason}, the oldest step, as all are barred", passed))
     return Plan(None, 0, "none", (), _why("a fresh start: no snapshot can be restored from memory or storage", passed))
+
+
+def _restorable(ledger: Ledger, tables: Sequence[Table], stored: Stored | None) -> tuple[Plan | None, list[str]]:
+    """How a version can be restored, by its tables and its manifest; and why not from memory, if not."""
+    problem = []
+    if tables:
+        version = tables[0].version
+        sources = sources_for(ledger, tables)
+        if not isinstance(sources, str):
+            rung = max((source.rung for source in sources), key=RUNGS.index)
+            return Plan(version, tables[0].world, rung, sources, f"from memory ({rung})"), []
+        problem = [f"{version}: {sources}"]
+    if stored:
+        sources = tuple(Source(rank, "storage", -1) for rank in range(stored.world))
+        return Plan(stored.version, stored.world, "storage", sources, "from storage"), problem
+    return None, problem
 
 
 def _why(chosen: str, passed: list[str]) -> str:

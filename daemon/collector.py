@@ -90,6 +90,11 @@ class Collector:
         self._tables = {table.version: table for table in reversed(ledger.tables)}
         self.rounds.follow(ledger)
 
+    @property
+    def before(self) -> Ledger | None:
+        """The last ledger of another collector, while this one leads; None where there was none."""
+        return self._followed if self._leading_since is not None else None
+
     def published(self, version: Version) -> None:
         """The manifest of `version` was written."""
         self._persisted = newest(self._persisted, version)

@@ -60,7 +60,7 @@ class Decisions:
         if asked.fresh:
             chosen = Plan(None, 0, "none", (), "a fresh start was asked for")
         else:
-            chosen = plan(ledger, asked.stored)
+            chosen = plan(ledger, asked.stored, ledger.barred)
         known = [held.version.epoch for report in ledger.reports for held in report.held]
         known += [item.version.epoch for item in asked.stored]
         following = max([epoch, ledger.epoch, *known]) + 1

@@ -13,7 +13,7 @@ from ckptd.ckpt.inventory import Ledger, Origin, Parity, Report
 from ckptd.ckpt.model import Image, Table, Version
 from ckptd.ckpt.recovery import Stored
 from ckptd.ckpt.rounds import Standing
-from ckptd.daemon.launch_events import AgentCame, AgentEnded, RestartAsked
+from ckptd.daemon.launch_events import AgentCame, AgentEnded, BarAsked, RestartAsked
 
 Ticket = int
 
@@ -245,7 +245,7 @@ class ParityDamaged:
 Event = (
     Scanned | Tick | ReportCame | LedgerCame | AttachAsked | RankGone | DecideAsked | JoinAsked | BeginAsked
     | CommitAsked | AbortAsked | PersistAsked | SlotMade | Recorded | RebuildAsked | ParityMade | Rebuilt | Written
-    | Published | Removed | Damaged | Repaired | ParityDamaged | AgentCame | AgentEnded | RestartAsked
+    | Published | Removed | Damaged | Repaired | ParityDamaged | AgentCame | AgentEnded | BarAsked | RestartAsked
 )  # fmt: skip
 
 

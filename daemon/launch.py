@@ -1,14 +1,16 @@
-"""What a node knows of its own agent, and what it was asked to have restarted. Pure; a part of the node."""
+"""What a node knows of its own agent, and what it was asked to have restarted or barred. Pure; a part of the node."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+from ckptd.ckpt import barred as bars
+from ckptd.ckpt.barred import Barred
 from ckptd.ckpt.errors import AccessError, CkptdError, UsageError
 from ckptd.ckpt.inventory import Ledger
 from ckptd.ckpt.rounds import Agent, Isolation, Standing, Wish, isolated, merged
 from ckptd.daemon import rounds
-from ckptd.daemon.launch_events import AgentCame, AgentEnded, RestartAsked
+from ckptd.daemon.launch_events import AgentCame, AgentEnded, BarAsked, RestartAsked
 
 SILENT_S = 40.0
 """An agent whose process can't be watched counts as gone when it has not called for so long."""
@@ -22,6 +24,7 @@ class Launch:
         self.agent: Agent | None = None
         self.wish: Wish | None = None
         self.isolations: tuple[Isolation, ...] = ()
+        self.barred = Barred()
         self._watched = False
         self._heard = 0.0
 
@@ -67,8 +70,9 @@ class Launch:
             self.agent = replace(self.agent, ended="gone", reason=f"nothing was heard from it for {SILENT_S:.0f} s")
 
     def follow(self, ledger: Ledger) -> None:
-        """Take what the collector says: the agent's place, and who is kept out."""
+        """Take what the collector says: the agent's place, who is kept out, and what is not to be restored."""
         self.isolations = merged(self.isolations, ledger.isolations)
+        self.barred = bars.merged(self.barred, ledger.barred)
         if self.agent and not self.agent.ended:
             stands = rounds.standing(ledger, self._node, self.agent)
             if stands.state == "member":
@@ -94,6 +98,11 @@ class Launch:
         if round_ is not None and (event.give_up or not changed):
             self.wish = Wish(round_.number, round_.key, event.reason, "given up" if event.give_up else "")
         return None
+
+    def bar(self, event: BarAsked) -> None:
+        """Somebody wants the next life to begin from an older step, or from the newest one again."""
+        self.barred = self.barred.lifting() if event.lift else self.barred
+        self.barred = self.barred.adding(event.bar, event.reason) if event.bar else self.barred
 
     def _refuses(self, event: RestartAsked, ledger: Ledger | None) -> str:
         """Why what is asked can't be done; '' when it can."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -38,6 +38,15 @@ def restart(
     give_up: Annotated[
         bool, typer.Option("--give-up", help="End the job on all nodes instead, with exit code 93.")
     ] = False,
+    from_step: Annotated[
+        int | None,
+        typer.Option(
+            help="From this step, one of `ckptd list`; later ones are passed over.", show_default=False, min=0
+        ),
+    ] = None,
+    from_newest: Annotated[
+        bool, typer.Option("--from-newest", help="From the newest step again: nothing is passed over any more.")
+    ] = False,
     run_dir: RunDir = None,
     job: Job = None,
     as_json: AsJson = False,
@@ -45,19 +54,33 @@ def restart(
     """Restart the trainers on all nodes from the newest snapshot, without the nodes that are isolated.
 
     An isolated node's launcher ends with exit code 94, and a new one there does too, until the node is let in again.
+    Without launchers of ckptd, `--from-step` and `--from-newest` are for the next start, whoever starts it.
     """
+    if [from_step is not None, from_newest, bool(isolate or admit or give_up)].count(True) > 1:
+        raise UsageError("--from-step and --from-newest go alone; isolate, admit or give up by another `ckptd restart`")
     if min([*(isolate or []), *(admit or [])], default=0) < 0:
         raise UsageError("a node's index is 0 or more")
     settings = read(run_dir=run_dir, job=job)
     done = Client(settings.where(), settings.job).restart(
-        reason, isolate=isolate or [], admit=admit or [], give_up=give_up
+        reason, isolate=isolate or [], admit=admit or [], give_up=give_up, from_step=from_step, from_newest=from_newest
     )
     if as_json:
         typer.echo(json.dumps(done, indent=1))
         return
-    kept_out = "".join(f", without node {node}" for node in done["isolated"])
-    let_in = "".join(f"node {node} may come again; " for node in done["admitted"])
-    what = (
-        "the job is given up" if give_up else "" if let_in and not kept_out else f"all trainers are restarted{kept_out}"
-    )
-    typer.echo(f"{let_in}{what}: {reason}" if what else let_in.rstrip("; "))
+    typer.echo(_said(done))
+
+
+def _said(done: dict[str, Any]) -> str:
+    """What was done, in words."""
+    said = [f"node {node} may come again" for node in done["admitted"]]
+    if done["from_step"] is not None:
+        said.append(f"the next start is from step {done['from_step']}")
+    if done["from_newest"]:
+        said.append("no step is passed over any more")
+    if done["given_up"]:
+        said.append("the job is given up")
+    elif done["restarted"]:
+        said.append("all trainers are restarted" + "".join(f", without node {node}" for node in done["isolated"]))
+    elif done["isolated"]:
+        said += [f"node {node} is isolated" for node in done["isolated"]]
+    return f"{'; '.join(said)}: {done['reason']}"

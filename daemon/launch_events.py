@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ckptd.ckpt.model import Version
 from ckptd.ckpt.rounds import Agent, Ended
 
 
@@ -48,3 +49,17 @@ class RestartAsked:
     """End the job instead: a restart would only fail again."""
     round: tuple[int, str] | None = None
     """The round that is meant, by its `order`: refused when another one is the newest by now. None: whichever is."""
+
+
+@dataclass(frozen=True, slots=True)
+class BarAsked:
+    """No life is to begin from this version's step or a later one, of lives up to its epoch, because of `reason`.
+
+    It ends no round. None: nothing more is barred.
+    """
+
+    ticket: int
+    reason: str
+    bar: Version | None
+    lift: bool = False
+    """What was barred before may be restored again."""

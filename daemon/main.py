@@ -152,7 +152,7 @@ def _watch(
     parts.callback(plugins.close)
     court = Court(Incidents(config.run_dir / "incidents"), Bailiff(config.act))
     watcher = Watcher(config, driver, peers, court, links, plugins, boot)
-    court.on_urgent, court.on_restart, peers.answered = watcher.wake, watcher.restart, watcher.answered
+    court.on_urgent, court.on_errand, peers.answered = watcher.wake, watcher.ask, watcher.answered
     parts.callback(watcher.close)
     return watcher, court
 

@@ -22,7 +22,7 @@ from ckptd.daemon.decisions import Decisions
 from ckptd.daemon.duties import Duties
 from ckptd.daemon.events import named, note, refuse
 from ckptd.daemon.launch import Launch
-from ckptd.daemon.launch_events import AgentCame, AgentEnded, RestartAsked
+from ckptd.daemon.launch_events import AgentCame, AgentEnded, BarAsked, RestartAsked
 from ckptd.daemon.ranks import Ranks, Trainer
 from ckptd.daemon.rounds import news_of_rounds
 from ckptd.daemon.slots import Known, Slots
@@ -84,6 +84,7 @@ class Node:
             ev.ParityDamaged: self._on_parity_damaged,
             AgentCame: self._on_agent_came,
             AgentEnded: self._on_agent_ended,
+            BarAsked: self._on_bar_asked,
             RestartAsked: self._on_restart_asked,
         }
 
@@ -121,6 +122,7 @@ class Node:
             agent=self.launch.agent,
             wish=self.launch.wish,
             isolations=self.launch.isolations,
+            barred=self.launch.barred,
         )
         if before is None or report != before:
             before = self._said = replace(report, seq=before.seq + 1) if before else report
@@ -133,6 +135,10 @@ class Node:
             if now - heard < self.config.timing.lost_after_s:
                 return node
         return self.config.node
+
+    def ledger_heard(self, node: int) -> float:
+        """When the last ledger of a node came; never: minus infinity."""
+        return self._heard.get(node, float("-inf"))
 
     def _communicate(self, now: float) -> list[ev.Effect]:
         """Report changes at once and everything now and then; announce the ledger where this node is the collector."""
@@ -304,6 +310,12 @@ class Node:
         self.launch.ended(event)
         self._changed = True
         return [note("agent_ended", how=event.ended, reason=event.reason)]
+
+    def _on_bar_asked(self, event: BarAsked, _now: float) -> list[ev.Effect]:
+        self.launch.bar(event)
+        self._changed = True
+        barred = {"barred": str(event.bar)} if event.bar else {}
+        return [ev.Answer(event.ticket, None), note("bar_asked", reason=event.reason, lifted=event.lift, **barred)]
 
     def _on_restart_asked(self, event: RestartAsked, _now: float) -> list[ev.Effect]:
         problem = self.launch.ask(event, self.ledger)

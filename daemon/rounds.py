@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Literal
 
+from ckptd.ckpt import barred as bars
+from ckptd.ckpt.barred import Barred
 from ckptd.ckpt.inventory import Ledger, Report
 from ckptd.ckpt.rounds import Agent, Isolation, Member, Place, Round, Standing, isolated, merged, newer
 from ckptd.daemon.events import Note, note
@@ -37,12 +39,13 @@ def state_of(round_: Round | None) -> State:
 
 
 class Rounds:
-    """The newest round, and who is kept out. The time is an argument."""
+    """The newest round, who is kept out, and what the next life is not to begin from. The time is an argument."""
 
     def __init__(self, boot: str, lost_after_s: float) -> None:
         self._boot, self._lost_after_s = boot, lost_after_s
         self.round: Round | None = None
         self.isolations: tuple[Isolation, ...] = ()
+        self.barred = Barred()
         self.breach: tuple[tuple[int, str], float] | None = None
         """The `order` of the last round that this collector found over, and when."""
         self._since: dict[str, tuple[object, float]] = {}
@@ -52,13 +55,15 @@ class Rounds:
         """Another collector leads: keep what it has announced, for the case that this one has to go on."""
         self.round = newer(self.round, ledger.round)
         self.isolations = merged(self.isolations, ledger.isolations)
+        self.barred = bars.merged(self.barred, ledger.barred)
         self._since.clear()
 
     def advance(self, facts: Ledger, now: float) -> Ledger:
         """The facts with the round that follows from them."""
         self.isolations = merged(self.isolations, *(report.isolations for report in facts.reports))
+        self.barred = bars.merged(self.barred, *(report.barred for report in facts.reports))
         self.round = newer(self.round, recalled(facts, self.round))
-        facts = replace(facts, round=self.round, isolations=self.isolations)
+        facts = replace(facts, round=self.round, isolations=self.isolations, barred=self.barred)
         if self.round is not None and not self.round.end:
             self._judge(facts, self.round, now)
         if state_of(self.round) != "running":

@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -44,7 +45,7 @@ from ckptd.daemon.admission import Admission
 from ckptd.daemon.driver import Driver
 from ckptd.daemon.gatherings import Gatherings
 from ckptd.daemon.jobs import Jobs
-from ckptd.daemon.launch_events import AgentCame, AgentEnded, RestartAsked
+from ckptd.daemon.launch_events import AgentCame, AgentEnded, BarAsked, RestartAsked
 from ckptd.daemon.node import Node
 from ckptd.daemon.observe.watcher import Watcher
 from ckptd.daemon.record import EventRecord
@@ -149,10 +150,15 @@ class LocalServer:
         return pb.Empty()
 
     def gather(self, request: pb.GatherRequest) -> pb.GatherReply:
-        life = self._driver.look(lambda node: node.epoch)
-        found = self._gatherings.gather(version_in(request.version), life)
+        found = self._gatherings.gather(version_in(request.version), self._reading())
         images = [pb.Found(rank=f.rank, path=str(f.path), size=f.size, source=f.source) for f in found]
         return pb.GatherReply(images=images)
+
+    def _reading(self) -> int:
+        """The newest life; it reads its state."""
+        life = self._driver.look(lambda node: node.epoch)
+        self._watcher.restores(life)
+        return life
 
     def _gather(self, version: Version) -> list[Found]:
         started = time.monotonic()
@@ -182,8 +188,7 @@ class LocalServer:
         return pb.Empty()
 
     def open(self, request: pb.GatherRequest) -> pb.GatherReply:
-        life = self._driver.look(lambda node: node.epoch)
-        opened = self._opened.gather(version_in(request.version), life)
+        opened = self._opened.gather(version_in(request.version), self._reading())
         images = [pb.Found(rank=f.rank, path=str(f.path), size=f.size, source=f.source) for f in opened.found]
         return pb.GatherReply(images=images, opening=opened.number)
 
@@ -285,12 +290,29 @@ class LocalServer:
         return pb.Empty()
 
     def restart(self, request: pb.RestartRequest) -> pb.Document:
-        """All agents join anew, or the job is given up."""
+        """All agents join anew, or the job is given up; from another step, if one is named."""
         reason, isolate, admit = reason_in(request.reason), tuple(request.isolate), tuple(request.admit)
-        self._driver.ask(
-            lambda ticket: RestartAsked(ticket, reason, isolate, admit, give_up=request.give_up), _ANSWER_S
-        )
-        return _document({"reason": reason, "isolated": isolate, "admitted": admit, "given_up": request.give_up})
+        done: dict[str, Any] = {"reason": reason, "isolated": isolate, "admitted": admit, "given_up": request.give_up}
+        done |= {"from_step": request.from_step if request.HasField("from_step") else None}
+        done |= {"from_newest": request.from_newest, "restarted": bool(isolate) or not (admit or request.give_up)}
+        if request.from_newest or done["from_step"] is not None:
+            done["restarted"] = self._restart_from(done["from_step"], reason)
+        else:
+            asked = RestartAsked(0, reason, isolate, admit, give_up=request.give_up)
+            self._driver.ask(lambda ticket: replace(asked, ticket=ticket), _ANSWER_S)
+        return _document(done)
+
+    def _restart_from(self, step: int | None, reason: str) -> bool:
+        """Bar what is newer than `step` (None: nothing) instead of all that was barred; whether agents restart for it."""
+        bar = None
+        if step is not None:
+            stored, wanted = self._jobs.stored(), number("step", step, STEP_MAX - 1)
+            bar = self._driver.look(lambda node: views.bar_after(node, stored, wanted))
+        self._driver.ask(lambda ticket: BarAsked(ticket, reason, bar, lift=True), _ANSWER_S)
+        if not self._driver.look(views.has_agents):
+            return False
+        self._driver.ask(lambda ticket: RestartAsked(ticket, reason), _ANSWER_S)
+        return True
 
     # ---- the command line -------------------------------------------------------------------------------
 

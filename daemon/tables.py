@@ -62,6 +62,7 @@ def status(content: dict[str, Any]) -> RenderableType:
         ("snapshots skipped", str(content["skipped"])),
         ("waited for a slot", f"{content['waited']['count']} times, {content['waited']['seconds']:.1f} s in all"),
         *_launch(content.get("launch")),
+        *_barred(content.get("barred", [])),
     )
     problem = [Text(content["reason"], style="red")] if content["reason"] else []
     seen = [Text(text, style="red" if bad else "dim") for bad, text in _watched(content.get("watch", {}))]
@@ -112,6 +113,11 @@ def _launch(launch: dict[str, Any] | None) -> list[tuple[str, str]]:
     return lines + [(f"node {row['node']} is isolated", row["reason"]) for row in launch["isolated"]]
 
 
+def _barred(rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """From which steps no life begins, and why."""
+    return [(f"step {row['step']} on, to epoch {row['epoch']}, is barred", row["reason"]) for row in rows]
+
+
 def _lag(sealing: dict[str, Any]) -> str:
     """How long the last snapshot was unprotected, and what this node's share of the work took."""
     if sealing["lag_s"] is None:
@@ -139,6 +145,7 @@ def steps(content: dict[str, Any]) -> RenderableType:
     table = table_of(f"job {content['job']}: steps that can be restored", "step", "epoch", "where", "")
     for row in content["steps"]:
         note = row.get("path", "") if row["recoverable"] else row["reason"]
+        note = f"barred: {row['barred']}" if row["barred"] and row["recoverable"] else note
         where = ", ".join(row["where"]) or "no"
         row_of(table, row["step"], row["epoch"], where, note, style="" if row["recoverable"] else "dim")
     return Group(table, Text(f"a restart would take step {_version(content['next_restore'])}: {content['reason']}"))

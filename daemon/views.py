@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ckptd.ckpt.barred import Bar, Barred
+from ckptd.ckpt.errors import UsageError
 from ckptd.ckpt.inventory import Ledger
 from ckptd.ckpt.model import Version
 from ckptd.ckpt.placement import breaches, explain
@@ -77,6 +79,7 @@ def status(node: Node, usage: dict[str, int]) -> dict[str, Any]:
         "losses_tolerated": tolerated,
         "groups": _groups(ledger),
         "persisting": named(ledger.persist),
+        "barred": [_barred(bar) for bar in ledger.barred.bars],
         "launch": _launch(ledger),
         "ok": not ledger.lost,
         "reason": f"nodes lost: {', '.join(map(str, ledger.lost))}" if ledger.lost else "",
@@ -95,6 +98,34 @@ def _launch(ledger: Ledger) -> dict[str, Any]:
         "waits_for": waits_for(ledger) if state == "gathering" else "",
         "isolated": [{"node": node, "reason": reason} for node, reason in isolated(ledger.isolations).items()],
     }
+
+
+def _barred(bar: Bar) -> dict[str, Any]:
+    return {"epoch": bar.version.epoch, "step": bar.version.step, "reason": bar.reason}
+
+
+def has_agents(node: Node) -> bool:
+    """Whether agents train, or are about to."""
+    round_ = node.ledger.round if node.ledger else None
+    return round_ is not None and not round_.end
+
+
+def bar_after(node: Node, stored: Sequence[Step], step: int) -> Version:
+    """What to bar so that `step` is restored next. Raises UsageError where it can't be."""
+    ledger = node.ledger
+    if ledger is None:
+        raise UsageError("no collector was heard yet; try again in a moment")
+    found = [item.stored for item in stored]
+    lives = [
+        node.epoch,
+        ledger.epoch,
+        *(version.epoch for version in [*tables_of(ledger), *(s.version for s in found)]),
+    ]
+    bar = Version(max(lives), step + 1)
+    chosen = plan(ledger, found, Barred().adding(bar, "it is asked for")).version
+    if chosen is None or chosen.step != step:
+        raise UsageError(f"step {step} can't be restored; `ckptd list` shows which ones can")
+    return bar
 
 
 def _groups(ledger: Ledger) -> dict[str, Any]:
@@ -136,12 +167,13 @@ def recoverable(node: Node, stored: Sequence[Step]) -> dict[str, Any]:
             "step": version.step,
             "where": where,
             "recoverable": bool(where),
+            "barred": ledger.barred.why(version) if ledger else "",
             "reason": reason,
         }
         if version in on_storage:
             row["path"] = on_storage[version].where
         rows.append(row)
-    chosen: Plan | None = plan(ledger, [step.stored for step in stored]) if ledger else None
+    chosen: Plan | None = plan(ledger, [step.stored for step in stored], ledger.barred) if ledger else None
     return {
         "job": node.config.job,
         "steps": rows,

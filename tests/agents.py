@@ -6,7 +6,7 @@ from ckptd.ckpt.errors import CkptdError
 from ckptd.ckpt.inventory import Ledger, Report
 from ckptd.ckpt.rounds import Agent, Round, Standing
 from ckptd.daemon.launch import Launch
-from ckptd.daemon.launch_events import AgentCame, RestartAsked
+from ckptd.daemon.launch_events import AgentCame, BarAsked, RestartAsked
 from ckptd.daemon.rounds import Rounds
 
 LOST_AFTER_S = 2.0
@@ -31,7 +31,15 @@ class Job:
         """Reports go to the collector and its ledger to the nodes, twice, as places are told again."""
         for _ in range(2):
             reports = tuple(
-                Report(node, f"boot-{node}", 1, agent=half.agent, wish=half.wish, isolations=half.isolations)
+                Report(
+                    node,
+                    f"boot-{node}",
+                    1,
+                    agent=half.agent,
+                    wish=half.wish,
+                    isolations=half.isolations,
+                    barred=half.barred,
+                )
                 for node, half in enumerate(self.launches)
                 if node not in self.lost | self.silent
             )
@@ -74,6 +82,13 @@ class Job:
     @property
     def members(self) -> list[int]:
         return [member.node for member in self.round.members]
+
+    def ask(self, node: int, event: RestartAsked | BarAsked) -> str:
+        """Somebody asks the node's daemon; why that was refused, '' if it was not."""
+        if isinstance(event, BarAsked):
+            self.launches[node].bar(event)
+            return ""
+        return str(self.launches[node].ask(event, self.ledger) or "")
 
     def restart(
         self, node: int, reason: str = "because", isolate: tuple[int, ...] = (), *, give_up: bool = False

@@ -6,6 +6,7 @@ from itertools import pairwise
 
 from hypothesis import strategies as st
 
+from ckptd.ckpt.barred import Bar, Barred, merged
 from ckptd.ckpt.domain import DOMAIN
 from ckptd.ckpt.inventory import ORIGINS, Captures, Held, Ledger, Parity, Part, Report
 from ckptd.ckpt.model import GroupMap, Image, Payload, Table, Version
@@ -119,6 +120,9 @@ def _rounds(draw: st.DrawFn) -> Round:
 
 agents, rounds = _agents(), _rounds()
 isolations = st.lists(st.builds(Isolation, st.integers(0, NODES - 1), numbers, st.booleans(), reasons), max_size=2)
+bars = st.builds(Bar, numbers, versions, reasons.filter(bool))
+barred = st.builds(lambda lifted, found: merged(Barred(lifted, tuple(found))), numbers, st.lists(bars, max_size=3))
+"""What is barred, as it is kept: bars by number, none that is lifted."""
 wishes = st.builds(Wish, numbers, names, reasons, st.sampled_from(WISHED_ENDS))
 
 
@@ -148,6 +152,7 @@ def reports(node: st.SearchStrategy[int]) -> st.SearchStrategy[Report]:
         agent=st.none() | agents,
         wish=st.none() | wishes,
         isolations=isolations.map(tuple),
+        barred=barred,
     )
 
 
@@ -172,6 +177,7 @@ def _ledgers(draw: st.DrawFn) -> Ledger:
         lost=tuple(lost),
         round=draw(st.none() | rounds),
         isolations=tuple(draw(isolations)),
+        barred=draw(barred),
     )
 
 

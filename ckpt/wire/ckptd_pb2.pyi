@@ -218,8 +218,26 @@ class Wish(_message.Message):
     end: str
     def __init__(self, number: _Optional[int] = ..., key: _Optional[str] = ..., reason: _Optional[str] = ..., end: _Optional[str] = ...) -> None: ...
 
+class Bar(_message.Message):
+    __slots__ = ("number", "version", "reason")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    version: Version
+    reason: str
+    def __init__(self, number: _Optional[int] = ..., version: _Optional[_Union[Version, _Mapping]] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class Barred(_message.Message):
+    __slots__ = ("lifted", "bars")
+    LIFTED_FIELD_NUMBER: _ClassVar[int]
+    BARS_FIELD_NUMBER: _ClassVar[int]
+    lifted: int
+    bars: _containers.RepeatedCompositeFieldContainer[Bar]
+    def __init__(self, lifted: _Optional[int] = ..., bars: _Optional[_Iterable[_Union[Bar, _Mapping]]] = ...) -> None: ...
+
 class Report(_message.Message):
-    __slots__ = ("node", "boot", "seq", "data_port", "epoch", "ranks", "captures", "held", "parities", "tables", "part", "sealed", "persisted", "questions", "domain", "wanted", "scanned", "agent", "wish", "isolations")
+    __slots__ = ("node", "boot", "seq", "data_port", "epoch", "ranks", "captures", "held", "parities", "tables", "part", "sealed", "persisted", "questions", "domain", "wanted", "scanned", "agent", "wish", "isolations", "barred")
     NODE_FIELD_NUMBER: _ClassVar[int]
     BOOT_FIELD_NUMBER: _ClassVar[int]
     SEQ_FIELD_NUMBER: _ClassVar[int]
@@ -240,6 +258,7 @@ class Report(_message.Message):
     AGENT_FIELD_NUMBER: _ClassVar[int]
     WISH_FIELD_NUMBER: _ClassVar[int]
     ISOLATIONS_FIELD_NUMBER: _ClassVar[int]
+    BARRED_FIELD_NUMBER: _ClassVar[int]
     node: int
     boot: str
     seq: int
@@ -260,10 +279,11 @@ class Report(_message.Message):
     agent: Agent
     wish: Wish
     isolations: _containers.RepeatedCompositeFieldContainer[Isolation]
-    def __init__(self, node: _Optional[int] = ..., boot: _Optional[str] = ..., seq: _Optional[int] = ..., data_port: _Optional[int] = ..., epoch: _Optional[int] = ..., ranks: _Optional[_Iterable[_Union[Attached, _Mapping]]] = ..., captures: _Optional[_Iterable[_Union[Captures, _Mapping]]] = ..., held: _Optional[_Iterable[_Union[Held, _Mapping]]] = ..., parities: _Optional[_Iterable[_Union[Parity, _Mapping]]] = ..., tables: _Optional[_Iterable[_Union[Table, _Mapping]]] = ..., part: _Optional[_Union[Part, _Mapping]] = ..., sealed: _Optional[_Union[Version, _Mapping]] = ..., persisted: _Optional[_Union[Version, _Mapping]] = ..., questions: _Optional[int] = ..., domain: _Optional[str] = ..., wanted: _Optional[_Union[Version, _Mapping]] = ..., scanned: _Optional[bool] = ..., agent: _Optional[_Union[Agent, _Mapping]] = ..., wish: _Optional[_Union[Wish, _Mapping]] = ..., isolations: _Optional[_Iterable[_Union[Isolation, _Mapping]]] = ...) -> None: ...
+    barred: Barred
+    def __init__(self, node: _Optional[int] = ..., boot: _Optional[str] = ..., seq: _Optional[int] = ..., data_port: _Optional[int] = ..., epoch: _Optional[int] = ..., ranks: _Optional[_Iterable[_Union[Attached, _Mapping]]] = ..., captures: _Optional[_Iterable[_Union[Captures, _Mapping]]] = ..., held: _Optional[_Iterable[_Union[Held, _Mapping]]] = ..., parities: _Optional[_Iterable[_Union[Parity, _Mapping]]] = ..., tables: _Optional[_Iterable[_Union[Table, _Mapping]]] = ..., part: _Optional[_Union[Part, _Mapping]] = ..., sealed: _Optional[_Union[Version, _Mapping]] = ..., persisted: _Optional[_Union[Version, _Mapping]] = ..., questions: _Optional[int] = ..., domain: _Optional[str] = ..., wanted: _Optional[_Union[Version, _Mapping]] = ..., scanned: _Optional[bool] = ..., agent: _Optional[_Union[Agent, _Mapping]] = ..., wish: _Optional[_Union[Wish, _Mapping]] = ..., isolations: _Optional[_Iterable[_Union[Isolation, _Mapping]]] = ..., barred: _Optional[_Union[Barred, _Mapping]] = ...) -> None: ...
 
 class Ledger(_message.Message):
-    __slots__ = ("collector", "boot", "seq", "epoch", "sealed", "persisted", "persist", "protect", "tables", "reports", "lost", "nodes", "map", "shielded", "round", "isolations")
+    __slots__ = ("collector", "boot", "seq", "epoch", "sealed", "persisted", "persist", "protect", "tables", "reports", "lost", "nodes", "map", "shielded", "round", "isolations", "barred")
     COLLECTOR_FIELD_NUMBER: _ClassVar[int]
     BOOT_FIELD_NUMBER: _ClassVar[int]
     SEQ_FIELD_NUMBER: _ClassVar[int]
@@ -280,6 +300,7 @@ class Ledger(_message.Message):
     SHIELDED_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     ISOLATIONS_FIELD_NUMBER: _ClassVar[int]
+    BARRED_FIELD_NUMBER: _ClassVar[int]
     collector: int
     boot: str
     seq: int
@@ -296,7 +317,8 @@ class Ledger(_message.Message):
     shielded: Version
     round: Round
     isolations: _containers.RepeatedCompositeFieldContainer[Isolation]
-    def __init__(self, collector: _Optional[int] = ..., boot: _Optional[str] = ..., seq: _Optional[int] = ..., epoch: _Optional[int] = ..., sealed: _Optional[_Union[Version, _Mapping]] = ..., persisted: _Optional[_Union[Version, _Mapping]] = ..., persist: _Optional[_Union[Version, _Mapping]] = ..., protect: _Optional[_Union[Version, _Mapping]] = ..., tables: _Optional[_Iterable[_Union[Table, _Mapping]]] = ..., reports: _Optional[_Iterable[_Union[Report, _Mapping]]] = ..., lost: _Optional[_Iterable[int]] = ..., nodes: _Optional[int] = ..., map: _Optional[_Union[GroupMap, _Mapping]] = ..., shielded: _Optional[_Union[Version, _Mapping]] = ..., round: _Optional[_Union[Round, _Mapping]] = ..., isolations: _Optional[_Iterable[_Union[Isolation, _Mapping]]] = ...) -> None: ...
+    barred: Barred
+    def __init__(self, collector: _Optional[int] = ..., boot: _Optional[str] = ..., seq: _Optional[int] = ..., epoch: _Optional[int] = ..., sealed: _Optional[_Union[Version, _Mapping]] = ..., persisted: _Optional[_Union[Version, _Mapping]] = ..., persist: _Optional[_Union[Version, _Mapping]] = ..., protect: _Optional[_Union[Version, _Mapping]] = ..., tables: _Optional[_Iterable[_Union[Table, _Mapping]]] = ..., reports: _Optional[_Iterable[_Union[Report, _Mapping]]] = ..., lost: _Optional[_Iterable[int]] = ..., nodes: _Optional[int] = ..., map: _Optional[_Union[GroupMap, _Mapping]] = ..., shielded: _Optional[_Union[Version, _Mapping]] = ..., round: _Optional[_Union[Round, _Mapping]] = ..., isolations: _Optional[_Iterable[_Union[Isolation, _Mapping]]] = ..., barred: _Optional[_Union[Barred, _Mapping]] = ...) -> None: ...
 
 class Letter(_message.Message):
     __slots__ = ("report", "ledger", "sighting")
@@ -665,16 +687,20 @@ class LeaveRequest(_message.Message):
     def __init__(self, name: _Optional[str] = ..., ended: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class RestartRequest(_message.Message):
-    __slots__ = ("reason", "isolate", "admit", "give_up")
+    __slots__ = ("reason", "isolate", "admit", "give_up", "from_step", "from_newest")
     REASON_FIELD_NUMBER: _ClassVar[int]
     ISOLATE_FIELD_NUMBER: _ClassVar[int]
     ADMIT_FIELD_NUMBER: _ClassVar[int]
     GIVE_UP_FIELD_NUMBER: _ClassVar[int]
+    FROM_STEP_FIELD_NUMBER: _ClassVar[int]
+    FROM_NEWEST_FIELD_NUMBER: _ClassVar[int]
     reason: str
     isolate: _containers.RepeatedScalarFieldContainer[int]
     admit: _containers.RepeatedScalarFieldContainer[int]
     give_up: bool
-    def __init__(self, reason: _Optional[str] = ..., isolate: _Optional[_Iterable[int]] = ..., admit: _Optional[_Iterable[int]] = ..., give_up: _Optional[bool] = ...) -> None: ...
+    from_step: int
+    from_newest: bool
+    def __init__(self, reason: _Optional[str] = ..., isolate: _Optional[_Iterable[int]] = ..., admit: _Optional[_Iterable[int]] = ..., give_up: _Optional[bool] = ..., from_step: _Optional[int] = ..., from_newest: _Optional[bool] = ...) -> None: ...
 
 class Document(_message.Message):
     __slots__ = ("json",)

@@ -25,6 +25,7 @@ from ckptd.ckpt.tables import (
     number,
 )
 from ckptd.ckpt.wire import ckptd_pb2 as pb
+from ckptd.ckpt.wire.barred import barred_in, barred_out
 from ckptd.ckpt.wire.sightings import sighting_in, sighting_out
 from ckptd.ckpt.wire.translate_rounds import (
     agent_in,
@@ -133,6 +134,7 @@ def _report_out(report: Report) -> pb.Report:
         agent=agent_out(report.agent),
         wish=wish_out(report.wish),
         isolations=[isolation_out(isolation) for isolation in report.isolations],
+        barred=barred_out(report.barred),
     )
     if report.part is not None:
         images = [_image_out(image) for image in report.part.images]
@@ -175,6 +177,7 @@ def _report_in(message: pb.Report) -> Report:
         agent=agent_in(message.agent) if message.HasField("agent") else None,
         wish=wish_in(message.wish) if message.HasField("wish") else None,
         isolations=tuple(isolation_in(item) for item in message.isolations),
+        barred=barred_in(message.barred),
     )
 
 
@@ -201,6 +204,7 @@ def _ledger_out(ledger: Ledger) -> pb.Ledger:
         shielded=version_out(ledger.shielded),
         round=round_out(ledger.round),
         isolations=[isolation_out(isolation) for isolation in ledger.isolations],
+        barred=barred_out(ledger.barred),
     )
 
 
@@ -226,6 +230,7 @@ def _ledger_in(message: pb.Ledger) -> Ledger:
         shielded=_maybe(message, "shielded"),
         round=round_in(message.round) if message.HasField("round") else None,
         isolations=tuple(isolation_in(item) for item in message.isolations),
+        barred=barred_in(message.barred),
     )
 
 

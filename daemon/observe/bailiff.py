@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 from math import inf
 
 from ckptd.ckpt.inventory import Ledger
+from ckptd.ckpt.model import Version
 from ckptd.ckpt.rounds import GIVEN_UP_EXIT, REASON_CHARS, isolated
-from ckptd.daemon.launch_events import RestartAsked
-from ckptd.daemon.watch.policy import Act, Costs, Decision, Facts, Policy
+from ckptd.daemon.launch_events import BarAsked, RestartAsked
+from ckptd.daemon.watch.policy import NOWHERE, Act, Costs, Decision, Facts, Policy
 from ckptd.daemon.watch.verdicts import Syndrome, Verdict, several
 
 AGENTS_S = 2.0
@@ -25,6 +26,16 @@ ACTIVE = RESTARTS | {Act.GIVE_UP}
 
 
 @dataclass(frozen=True, slots=True)
+class Predecessor:
+    """The collector that this one has come after."""
+
+    ledger: Ledger
+    """The last one of it that came here."""
+    heard: float
+    """When that was, on the clock of the verdicts."""
+
+
+@dataclass(frozen=True, slots=True)
 class Scene:
     """What the collector's node knows of the job beside the sightings, at one moment."""
 
@@ -33,6 +44,17 @@ class Scene:
     """The `order` of the last round that it found over, and when, on the clock of the verdicts."""
     lost_after_s: float = 2.0
     """A node that has been silent for so long counts as lost in the ledger."""
+    before: Predecessor | None = None
+    """None where this node has led from the start."""
+
+    def ranks_lost(self, epoch: int) -> dict[int, int]:
+        """By rank of that life, its node: of the nodes that are lost since the collector before this one named them."""
+        if self.before is None or self.ledger is None:
+            return {}
+        lost = [report for report in self.before.ledger.reports if report.node in self.ledger.lost]
+        return {
+            captures.rank: report.node for report in lost for captures in report.captures if captures.epoch == epoch
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +70,11 @@ class Action:
 
 @dataclass(frozen=True, slots=True)
 class Errand:
-    """Something that the agents are to be asked for on behalf of an incident (0: of none)."""
+    """Something that is to be asked for on behalf of an incident (0: of none): of the agents, or of who decides what is
+    restored."""
 
     incident: int
-    event: RestartAsked
+    event: RestartAsked | BarAsked
     due: float
     asked: bool = False
     """Whether it was asked for before."""
@@ -59,7 +82,13 @@ class Errand:
     @property
     def is_restart(self) -> bool:
         """Whether it is done when the round of its life is over, whoever has seen to that."""
-        return not (self.event.admit or self.event.isolate or self.event.give_up)
+        event = self.event
+        return isinstance(event, RestartAsked) and not (event.admit or event.isolate or event.give_up)
+
+    @property
+    def outlives(self) -> bool:
+        """Whether it is still to be asked for when the next life has begun."""
+        return isinstance(self.event, RestartAsked) and bool(self.event.admit)
 
 
 class Bailiff:
@@ -76,11 +105,14 @@ class Bailiff:
         self._errands: list[Errand] = []
 
     def begins(self, epoch: int, scene: Scene) -> None:
-        """Ranks of this life were seen. The first time, the newest round is theirs."""
+        """Ranks of this life were seen. The first time, the newest round is theirs; of a life that the collector before has
+        seen, the one that was the newest then: the next one may have been formed already."""
         if epoch > self._life[0]:
-            round_ = scene.ledger.round if scene.ledger else None
+            before = scene.before.ledger if scene.before else None
+            ledger = before if before and epoch in before.lives() else scene.ledger
+            round_ = ledger.round if ledger else None
             self._life = (epoch, round_.order if round_ else None)
-            self._errands = [errand for errand in self._errands if errand.event.admit]
+            self._errands = [errand for errand in self._errands if errand.outlives]
 
     def lost(self, node_of: Sequence[int], epoch: int, scene: Scene, now: float) -> list[Verdict]:
         """The verdict that the daemons' own membership gives, sooner than the judge: members of the life's round are lost,
@@ -88,13 +120,23 @@ class Bailiff:
         nodes = sorted(set(node_of) & set(scene.ledger.lost if scene.ledger else ()))
         if not nodes or not self._agents(epoch, scene) or not self._over(epoch, scene):
             return []
-        of, at = scene.breach or (None, now)
-        silent_s = scene.lost_after_s + (max(0.0, now - at) if of == self._life[1] else 0.0)
-        what = f"the collector has not heard {several(nodes, 'node')} for {silent_s:.1f} s"
-        reason = f"{what}, more than {scene.lost_after_s:g} s"
+        silent_s, what = self._silence(nodes, scene, now)
+        reason = f"{what} for {silent_s:.1f} s, more than {scene.lost_after_s:g} s"
         ranks = tuple(rank for rank, node in enumerate(node_of) if node in nodes)
         evidence = (("silent_s", silent_s),)
         return [Verdict(Syndrome.NODE_LOST, reason, ranks=ranks, nodes=tuple(nodes), evidence=evidence, epoch=epoch)]
+
+    def _silence(self, nodes: Sequence[int], scene: Scene, now: float) -> tuple[float, str]:
+        """For how long lost nodes have been silent, and who says so."""
+        before, me = scene.before, scene.ledger.collector if scene.ledger else 0
+        if before and before.ledger.collector in nodes:
+            gone = before.ledger.collector
+            what = f"node {me} has taken over as collector: it has not heard node {gone}, the collector before,"
+            others = [node for node in nodes if node != gone]
+            return max(0.0, now - before.heard), f"{what} nor {several(others, 'node')}" if others else what
+        of, at = scene.breach or (None, now)
+        since = max(0.0, now - at) if of == self._life[1] else 0.0
+        return scene.lost_after_s + since, f"the collector has not heard {several(nodes, 'node')}"
 
     def over_since(self, epoch: int, scene: Scene) -> float:
         """Since when the round of this life is over: who goes after that was ended by its agent. Infinity: it goes on."""
@@ -105,6 +147,10 @@ class Bailiff:
         """Decide about a verdict, and keep in mind what has to be asked for. Whatever it says, one restart a life."""
         decision = self._decide(verdict, facts, scene, now)
         agents, over = self._agents(verdict.epoch, scene), self._over(verdict.epoch, scene)
+        if decision.retreat and not self._advises and scene.ledger and scene.ledger.round:
+            # At once: the agents may begin the next life any moment.
+            bar = Version(verdict.epoch, decision.retreat.step)
+            self._errands.append(Errand(incident, BarAsked(0, decision.retreat.reason[:REASON_CHARS], bar), now))
         if verdict.syndrome is Syndrome.NODE_LOST and agents and over and decision.act not in (Act.IGNORE, Act.GIVE_UP):
             self._ended = verdict.epoch if decision.act in ACTIVE else self._ended
             return Action(decision, f"its place is free for who comes, and the agents restart: {over}", ends_life=True)
@@ -141,7 +187,11 @@ class Bailiff:
         asked = errand.event
         if errand.is_restart:  # it is asked for again until the round is over
             return f"refused: {problem}" if problem else "the agents were asked to restart"
+        if isinstance(asked, BarAsked) and problem:  # and this until the next life begins
+            return f"to bar {asked.bar} was refused: {problem}"
         self._errands = [other for other in self._errands if other.event != asked]
+        if isinstance(asked, BarAsked):
+            return f"no life begins from {asked.bar} or a later step of it any more"
         if problem and asked.isolate:
             plain = replace(asked, isolate=(), round=self._life[1])
             self._errands.append(Errand(errand.incident, plain, now))
@@ -162,7 +212,8 @@ class Bailiff:
         ledger = scene.ledger
         newest = max(ledger.lives(), default=0) if ledger else 0
         if verdict.epoch < newest:
-            return Decision(Act.IGNORE, f"the life of epoch {verdict.epoch} is over; the job is in epoch {newest}")
+            said = f"the life of epoch {verdict.epoch} is over; the job is in epoch {newest}"
+            return Decision(Act.IGNORE, said, retreat=self._policy.witness(verdict, facts))
         if verdict.epoch <= self._ended:
             return Decision(Act.IGNORE, f"a restart of the life of epoch {verdict.epoch} is decided; one is enough")
         if verdict.syndrome is Syndrome.NODE_LOST and ledger:
@@ -201,16 +252,14 @@ class Bailiff:
         return round_.over if not round_.runs else ""
 
 
-def facts_of(scene: Scene, step: int, world_nodes: tuple[int, ...]) -> Facts:
-    """What the policy must know. `world_nodes`: where the life's ranks are.
-
-    No restore points: which step is restored is decided by the daemons when the trainers ask, as after any restart.
-    """
+def facts_of(scene: Scene, step: int, world_nodes: tuple[int, ...], *, origin: int = NOWHERE, stood: int = 0) -> Facts:
+    """What the policy must know. `world_nodes`: where the life's ranks are; the others are steps, as in `Facts`."""
     ledger = scene.ledger
     if ledger is None:
-        return Facts(step, (), world_nodes, len(world_nodes))
+        return Facts(step, world_nodes, len(world_nodes), origin, stood)
     kept_out = isolated(ledger.isolations)
     agents = {r.node: r.agent for r in ledger.reports if r.agent and not r.agent.ended and r.node not in kept_out}
     if agents:
-        return Facts(step, (), tuple(agents), max(agent.minimum for agent in agents.values()))
-    return Facts(step, (), tuple(r.node for r in ledger.reports if r.node not in kept_out), len(world_nodes))
+        return Facts(step, tuple(agents), max(agent.minimum for agent in agents.values()), origin, stood)
+    left = tuple(r.node for r in ledger.reports if r.node not in kept_out)
+    return Facts(step, left, len(world_nodes), origin, stood)

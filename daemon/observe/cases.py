@@ -51,12 +51,13 @@ def action_json(action: Action | None, done: str) -> dict[str, Any] | None:
     """A decision as JSON, with what was done about it last; None before there is one."""
     if action is None:
         return None
-    decision = action.decision
+    decision, retreat = action.decision, action.decision.retreat
     return {
         "act": decision.act.value,
         "reason": decision.reason,
         "done": done,
         "nodes": list(decision.nodes),
         "isolate_s": decision.isolate_s,
+        "retreat": {"step": retreat.step, "reason": retreat.reason} if retreat else None,
         "exit_code": decision.exit_code,
     }

@@ -2,7 +2,8 @@
 bailiff act on it.
 
 Every daemon has one; it sits only while its node is the collector. A successor needs nothing of it: it hears the same
-ranks a second later, and grants them anew the time that a hang takes.
+ranks a second later, and grants them anew the time that a hang takes. Who was on the node of the collector before is in
+that one's last ledger.
 """
 
 from __future__ import annotations
@@ -15,14 +16,15 @@ from collections.abc import Callable
 from typing import Any
 
 from ckptd.ckpt.errors import PeerError, UsageError
-from ckptd.ckpt.sighting import STACKS_MAX, WANTED_MAX, Answer, Sighting
-from ckptd.daemon.launch_events import RestartAsked
+from ckptd.ckpt.sighting import STACKS_MAX, WANTED_MAX, Answer, Decided, Sighting
+from ckptd.daemon.launch_events import BarAsked, RestartAsked
 from ckptd.daemon.observe.bailiff import ACTIVE, Bailiff, Scene, facts_of
 from ckptd.daemon.observe.cases import Case, action_json, verdict_json
 from ckptd.daemon.observe.incidents import Incidents, summary
 from ckptd.daemon.watch.judge import Judge
 from ckptd.daemon.watch.layout import Layout
 from ckptd.daemon.watch.observations import Exchange, NodeReport, Process, Table, read_digests, read_samples
+from ckptd.daemon.watch.policy import NOWHERE
 from ckptd.daemon.watch.verdicts import STANDS, Syndrome, Verdict
 
 log = logging.getLogger(__name__)
@@ -49,10 +51,10 @@ class Court:
     """Methods may be called from many threads."""
 
     def __init__(self, incidents: Incidents, bailiff: Bailiff | None = None) -> None:
-        """Without a `bailiff`: one that acts, as far as `on_restart` does."""
+        """Without a `bailiff`: one that acts, as far as `on_errand` does."""
         self._incidents, self._bailiff = incidents, bailiff or Bailiff()
-        self.on_restart: Callable[[RestartAsked], str] = lambda _: ""
-        """Asks the agents; returns why that was refused, '' if it was not. Is called without any lock held."""
+        self.on_errand: Callable[[RestartAsked | BarAsked], str] = lambda _: ""
+        """Asks this node's core; returns why that was refused, '' if it was not. Is called without any lock held."""
         self.on_urgent: Callable[[], None] = lambda: None
         """Is called when word comes of a process that has gone: it should sit soon."""
         self._lock = threading.Lock()
@@ -110,12 +112,15 @@ class Court:
             said |= {f"{text} ({count} times)" for text, count in (self._judge.remarks if self._judge else {}).items()}
             return sorted(said | self._remarks)[:100]
 
-    def adjourn(self) -> None:
-        """This node is not the collector: what it has heard is forgotten."""
+    def adjourn(self, now: float | None = None) -> None:
+        """This node is not the collector: what it has heard is forgotten. `now`: of `steady`."""
+        at = steady() if now is None else now
         with self._lock:
             self._pending.clear()
+            for key in list(self._cases):
+                self._close(key, {"t": at, "event": "closed", "reason": "another node is the collector from here on"})
             if self._judge is not None:
-                self._newest, self._digests, self._judge, self._cases = {}, {}, None, {}
+                self._newest, self._digests, self._judge = {}, {}, None
                 self._gone, self._groups = set(), {}
 
     def sit(self, now: float | None = None, scene: Scene | None = None) -> list[Verdict]:
@@ -123,7 +128,7 @@ class Court:
         at, scene = steady() if now is None else now, scene or Scene()
         with self._lock:
             reports = self._take()
-            self._begin(at)
+            self._begin(at, scene)
             judge = self._judge
             if judge is None:
                 return []
@@ -144,7 +149,7 @@ class Court:
                 self._acted(number, said, at)
             errands = self._bailiff.errands(at)
         for errand in errands:
-            problem = self.on_restart(errand.event)
+            problem = self.on_errand(errand.event)
             with self._lock:
                 self._acted(errand.incident, self._bailiff.heard(errand, problem, at), at)
         return verdicts
@@ -168,7 +173,11 @@ class Court:
             return
         assert self._judge is not None
         where = tuple(sorted({int(node) for node in self._judge.fleet.layout.node_of}))
-        action = self._bailiff.take(case.number, case.verdict, facts_of(scene, case.reached, where), scene, now)
+        epoch, made = case.verdict.epoch, self._decided(case.verdict.epoch)
+        origin = made.step if made and made.source != "none" else NOWHERE
+        stood = self._steps(epoch, case.verdict.ranks)[1]
+        facts = facts_of(scene, max(case.reached, stood), where, origin=origin, stood=stood)
+        action = self._bailiff.take(case.number, case.verdict, facts, scene, now)
         before, case.action = case.action, action
         if before is None or (before.decision.act, before.done) != (action.decision.act, action.done):
             case.done = action.done
@@ -227,7 +236,7 @@ class Court:
             log.info("node %d: its daemon was started anew", seen.node)
         return NodeReport(seen.node, digests, samples, seen.at, exchange)
 
-    def _begin(self, now: float) -> None:
+    def _begin(self, now: float, scene: Scene) -> None:
         """Begin a life when all its ranks have been seen; begin it again when there are process groups that are new."""
         epoch = max((seen.epoch for seen in self._newest.values()), default=0)
         if not epoch or (self._judge is not None and epoch < self._judge.fleet.epoch):
@@ -241,7 +250,7 @@ class Court:
                 groups.update({group.number: tuple(group.members) for group in seen.groups})
         if not new and (groups.keys() == self._groups.keys() or now - self._begun < AFRESH_S):
             return
-        layout = self._layout(epoch, groups)
+        layout = self._layout(epoch, groups, scene)
         if layout is None:
             return
         try:
@@ -255,10 +264,11 @@ class Court:
         self._groups, self._begun = groups, now
         self._gone = {pair for pair in self._gone if pair[0] >= epoch}
 
-    def _layout(self, epoch: int, groups: dict[int, tuple[int, ...]]) -> Layout | None:
-        """Who is where in this life; None before all its ranks were seen."""
+    def _layout(self, epoch: int, groups: dict[int, tuple[int, ...]], scene: Scene) -> Layout | None:
+        """Who is where in this life; None before all its ranks were seen, here or by a collector that is lost."""
         world = max(seen.world for seen in self._newest.values() if seen.epoch == epoch)
-        nodes = [-1] * world
+        gone = scene.ranks_lost(epoch)
+        nodes = [gone.get(rank, -1) for rank in range(world)]
         for node, digests in self._digests.items():
             for rank in digests["rank"][digests["epoch"] == epoch]:
                 if rank < world:
@@ -320,7 +330,7 @@ class Court:
                 )
 
     def _resume(self, case: Case, epoch: int, step: int, now: float) -> None:
-        made = next((s.decided for s in self._newest.values() if s.decided and s.decided.epoch == epoch), None)
+        made = self._decided(epoch)
         chosen = made.step if made else step
         case.resumed = (epoch, chosen)
         entry = {"t": now, "event": "resumed", "epoch": epoch, "t_state_ready": now}
@@ -332,9 +342,14 @@ class Court:
         self._incidents.add(case.number, entry)
         log.info("incident %d is closed: %s", case.number, entry["reason"])
 
-    def _steps(self, epoch: int) -> tuple[int, int]:
-        """The least and the greatest step of a life's ranks, as last seen."""
-        steps = [int(s) for table in self._digests.values() for s in table["step"][table["epoch"] == epoch]]
+    def _decided(self, epoch: int) -> Decided | None:
+        """What a life was restored from, as the daemon of its rank 0 says."""
+        return next((s.decided for s in self._newest.values() if s.decided and s.decided.epoch == epoch), None)
+
+    def _steps(self, epoch: int, ranks: tuple[int, ...] = ()) -> tuple[int, int]:
+        """The least and the greatest step of a life's ranks, or of some of them, as last seen."""
+        rows = [row for table in self._digests.values() for row in table[table["epoch"] == epoch]]
+        steps = [int(row["step"]) for row in rows if not ranks or int(row["rank"]) in ranks]
         return (min(steps), max(steps)) if steps else (0, 0)
 
 

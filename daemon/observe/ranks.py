@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ckptd.ckpt.beat import BeatReader, Seen
@@ -86,9 +86,10 @@ class RankEye:
     def bury(self) -> RankDigest:
         """The process has gone: find out how, at once. One that said that it ends has ended well, if nobody knows better."""
         self.gone_at = time.monotonic()
-        code = self.process.ending()
-        self._ending = code if code is not None else UNKNOWN_END * (not self._seen([]).closed)
-        self.digest = digests.gone(self.digest, self._ending, 0.0)
+        code, seen = self.process.ending(), self._seen([])  # its page tells of its last moment, too
+        self._ending = code if code is not None else UNKNOWN_END * (not seen.closed)
+        last = replace(self.digest, step=max(self.digest.step, seen.step))
+        self.digest = digests.gone(last, self._ending, 0.0)
         return self.digest
 
     def explain(self) -> str:

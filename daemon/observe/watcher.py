@@ -33,9 +33,9 @@ from ckptd.ckpt.sighting import (
     Stamps,
 )
 from ckptd.daemon.driver import Driver
-from ckptd.daemon.launch_events import RestartAsked
+from ckptd.daemon.launch_events import BarAsked, RestartAsked
 from ckptd.daemon.node import Node
-from ckptd.daemon.observe.bailiff import Scene
+from ckptd.daemon.observe.bailiff import Predecessor, Scene
 from ckptd.daemon.observe.court import Court, steady
 from ckptd.daemon.observe.links import Links, Neighbours
 from ckptd.daemon.observe.plugins import Plugins
@@ -63,15 +63,19 @@ class _Here:
     ledger: Ledger | None
     breach: tuple[tuple[int, str], float] | None = None
     """The `order` of the last round that was found over here, and when, of the monotonic clock."""
+    before: Predecessor | None = None
+    """By the monotonic clock, too."""
 
     def scene(self, lost_after_s: float) -> Scene:
         """The same for the court, by its clock."""
-        at = (self.breach[0], steady() - (time.monotonic() - self.breach[1])) if self.breach else None
-        return Scene(self.ledger, at, lost_after_s)
+        ahead = steady() - time.monotonic()
+        breach = (self.breach[0], self.breach[1] + ahead) if self.breach else None
+        before = replace(self.before, heard=self.before.heard + ahead) if self.before else None
+        return Scene(self.ledger, breach, lost_after_s, before)
 
 
 class Watcher:
-    """Owns the thread. `heard`, `answered`, `decided` and `wake` may be called from any thread."""
+    """Owns the thread. `heard`, `answered`, `decided`, `restores` and `wake` may be called from any thread."""
 
     def __init__(
         self, config: Config, driver: Driver, peers: Peers, court: Court, links: Links, plugins: Plugins, boot: str
@@ -86,6 +90,8 @@ class Watcher:
         self._asked: list[int] = []
         self._explain: list[int] = []
         self._decided: Decided | None = None
+        self._restored = 0
+        """The newest life of which was heard that it reads its state."""
         self._samples: list[PairSample] = []
         self._attached_seen = 0
         self._lock = threading.Lock()
@@ -112,8 +118,8 @@ class Watcher:
         if fewer:
             self.wake()
 
-    def restart(self, asked: RestartAsked) -> str:
-        """Ask this node's core for what the court wants of the agents; why it was refused, '' if it was not."""
+    def ask(self, asked: RestartAsked | BarAsked) -> str:
+        """Ask this node's core for what the court wants; why it was refused, '' if it was not."""
         try:
             self._driver.ask(lambda ticket: replace(asked, ticket=ticket), CORE_S)
         except CkptdError as error:
@@ -129,6 +135,12 @@ class Watcher:
     def decided(self, epoch: int, step: int, source: str) -> None:
         """This node's daemon has let a new life begin."""
         self._decided = Decided(epoch, step, source)
+
+    def restores(self, epoch: int) -> None:
+        """A life has joined and reads its state: look now, so that one that ends in its first step was seen."""
+        if epoch > self._restored:
+            self._restored = epoch
+            self.wake()
 
     def status(self) -> dict[str, Any]:
         """For `ckptd status`."""
@@ -260,5 +272,6 @@ def _groups(eyes: list[RankEye]) -> tuple[Group, ...]:
 
 def _here(node: Node) -> _Here:
     attached = tuple(Attached(rank, trainer.pid, trainer.world, trainer.epoch) for rank, trainer in node.ranks)
-    breach = node.collector.rounds.breach
-    return _Here(attached, node.epoch, node.collector_index(time.monotonic()), node.ledger, breach)
+    breach, before = node.collector.rounds.breach, node.collector.before
+    after = Predecessor(before, node.ledger_heard(before.collector)) if before else None
+    return _Here(attached, node.epoch, node.collector_index(time.monotonic()), node.ledger, breach, after)

@@ -1,15 +1,16 @@
 """What to do about a verdict: ignore, warn, restart in place, isolate and restart, give up; always with the reason. Pure.
 
 A restart costs what it costs, so a slow rank is worth one when it has cost as much (ski rental: never more than twice
-what the best would have cost who knew the future). A restart that did not help is not tried for ever: each restore
-point has a few tries, then an older one; a job that makes no progress over several restarts ends with a code that says:
-do not requeue.
+what the best would have cost who knew the future). A restart that did not help is not tried for ever: each step has a
+few tries, then an older one; a job that makes no progress over several restarts ends with a code that says: do not
+requeue.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from math import inf
 
@@ -21,6 +22,8 @@ EXIT_FEW_NODES = 1
 """The code of a job that another start, with other nodes, may well bring further."""
 
 
+NOWHERE = -1
+"""In place of a step: the life began anew."""
 ASKED_AGAIN_S = 10.0
 """Verdicts that last are given about once a second: after a longer pause it is another one."""
 
@@ -33,27 +36,28 @@ class Act(Enum):
     GIVE_UP = "give up"
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Point:
-    """A step that can be restored, and from where."""
-
-    step: int
-    tier: str
-    """`memory`, `parity` or `storage`, as the plan of a recovery calls its rungs."""
-
-
 @dataclass(frozen=True, slots=True)
 class Facts:
     """What the policy must know beside the verdict."""
 
     step: int
     """The newest finished step of the life that the verdict is about."""
-    points: tuple[Point, ...]
-    """What can be restored now, best first: newest step first, and of one step the nearest tier."""
     nodes: tuple[int, ...]
     """All nodes that could take part now: alive and not isolated, spares among them."""
     nodes_min: int
     """With fewer the job can't go on: MIN of `--nnodes`, or what the world needs if it can't be resharded."""
+    origin: int = NOWHERE
+    """The step that this life was restored from; NOWHERE: from none, or that is not known."""
+    stood: int = 0
+    """The newest finished step of the suspects: the others may have been one further."""
+
+
+@dataclass(frozen=True, slots=True)
+class Retreat:
+    """The next life is to begin before this step: nothing from it on that lives up to now have captured is restored."""
+
+    step: int
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +70,9 @@ class Decision:
     """Whom to keep out."""
     isolate_s: float = 0.0
     """For how long."""
-    point: Point | None = None
-    """What to restore; None: nothing to restore, the job begins anew."""
     exit_code: int = 0
+    retreat: Retreat | None = None
+    """How far the next life has to go back; None: it begins from the newest step that can be restored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +82,7 @@ class Costs:
     restart_s: float = 60.0
     """What a restart costs the job, in seconds: measured at the last one, or this guess."""
     tries: int = 2
-    """Restarts from one restore point, then the next (most blind retries fail)."""
+    """Lives from one step that end in a crash or a hang, then an older step (most blind retries fail)."""
     cycles: int = 5
     """Restarts without progress, then the end."""
     half_life_s: float = 3600.0
@@ -114,10 +118,9 @@ class Policy:
     _restarted: int = -1
     _best_step: int = -1
     _cycles: int = 0
-    _from: int = -1
-    """The step that the present life was restored from."""
-    _tries: dict[Point, int] = field(default_factory=dict)
-    _fell: dict[int, set[int]] = field(default_factory=dict)
+    _tries: Counter[int] = field(default_factory=Counter)
+    """By step: the lives restored from it that crashed or hung and came no further than the best one."""
+    _fell: dict[int, list[int]] = field(default_factory=dict)
     """By the step at which lives crashed: the steps that they had been restored from. Only without progress in between."""
     _blame: dict[int, _Blame] = field(default_factory=dict)
     _losses: dict[int, _Loss] = field(default_factory=dict)
@@ -138,6 +141,14 @@ class Policy:
         if verdict.syndrome not in STANDS:
             return self._weigh(verdict, facts, now)
         return self._restart(verdict, facts, now)
+
+    def witness(self, verdict: Verdict, facts: Facts) -> Retreat | None:
+        """A crash of a life that was restarted before it could be judged: nothing is to be decided, and it counts."""
+        if verdict.epoch <= self._restarted or verdict.syndrome is not Syndrome.CRASH:
+            return None
+        self._restarted = verdict.epoch
+        self._count(facts)
+        return self._retreat(verdict, facts)
 
     def blame(self, node: int, now: float) -> float:
         """How much a node is blamed now: 1 for each verdict, halved every half-life."""
@@ -163,7 +174,7 @@ class Policy:
             without = several(verdict.nodes, "node")
             return Decision(Act.WARN, f"it goes on slowly: without {without} {_few(left, facts.nodes_min)}: {said}")
         self._moved.update(dict.fromkeys(verdict.ranks, now))
-        return self._isolating(verdict.nodes, facts, now, verdict.epoch, f"worth a restart: {said}")
+        return self._isolating(verdict.nodes, now, self._restarting(verdict.epoch, f"worth a restart: {said}"))
 
     def _lose(self, node: int, loss_s: float, step: int, now: float) -> float:
         """Add what the steps since the last time have cost; what was lost long ago is forgotten like blame."""
@@ -179,28 +190,31 @@ class Policy:
         left = len(set(facts.nodes) - set(verdict.nodes))
         if gone and left < facts.nodes_min:
             return self._wait(verdict, _few(left, facts.nodes_min), now)
-        if facts.step > self._best_step:
-            self._best_step, self._cycles = facts.step, 0
-            self._tries.clear()
-            self._fell.clear()
-        self._cycles += 1
+        self._count(facts)
         if self._cycles > self.costs.cycles:
             reason = (
                 f"no progress beyond step {self._best_step} in {self.costs.cycles} restarts; the last: {verdict.reason}"
             )
             return Decision(Act.GIVE_UP, reason, exit_code=EXIT_NO_PROGRESS)
-        if verdict.syndrome is Syndrome.CRASH:
-            self._fell.setdefault(facts.step, set()).add(self._from)
+        retreat = None if gone else self._retreat(verdict, facts)
         for node in verdict.nodes:
             self._add_blame(node, now, 2.0 if gone else 1.0 / len(verdict.nodes))
         guilty = tuple(node for node in verdict.nodes if self.blame(node, now) >= self.costs.isolate_at)
         if not guilty:
-            return self._restarting(facts, verdict.epoch, verdict.reason)
+            return self._restarting(verdict.epoch, verdict.reason, retreat)
         left = len(set(facts.nodes) - set(guilty))
         if left < facts.nodes_min:
             reason = f"{verdict.reason}; {several(guilty, 'node')} should stay out, but {_few(left, facts.nodes_min)}"
-            return self._restarting(facts, verdict.epoch, reason)
-        return self._isolating(guilty, facts, now, verdict.epoch, verdict.reason)
+            return self._restarting(verdict.epoch, reason, retreat)
+        return self._isolating(guilty, now, self._restarting(verdict.epoch, verdict.reason, retreat))
+
+    def _count(self, facts: Facts) -> None:
+        """One more restart, the first one where the job has come further than ever."""
+        if facts.step > self._best_step:
+            self._best_step, self._cycles = facts.step, 0
+            self._tries.clear()
+            self._fell.clear()
+        self._cycles += 1
 
     def _wait(self, verdict: Verdict, few: str, now: float) -> Decision:
         """The job can't go on with so few: wait for a node, for a while."""
@@ -218,46 +232,45 @@ class Policy:
         known = self._blame.setdefault(node, _Blame())
         known.weight, known.at = self.blame(node, now) + weight, now
 
-    def _isolating(self, nodes: Iterable[int], facts: Facts, now: float, epoch: int, reason: str) -> Decision:
+    def _isolating(self, nodes: Iterable[int], now: float, restart: Decision) -> Decision:
+        """A restart without these nodes."""
         nodes = tuple(nodes)
         longest = 0.0
         for node in nodes:
             known = self._blame.setdefault(node, _Blame(at=now))
             longest = max(longest, min(self.costs.isolate_max_s, self.costs.isolate_s * 2.0**known.isolations))
             known.isolations += 1
-        started = self._restarting(facts, epoch, reason)
-        if started.act is not Act.RESTART:
-            return started
-        reason = f"{several(nodes, 'node')} out for {longest:.0f} s: {started.reason}"
-        return Decision(Act.ISOLATE, reason, nodes, longest, started.point)
+        reason = f"{several(nodes, 'node')} out for {longest:.0f} s: {restart.reason}"
+        return replace(restart, act=Act.ISOLATE, reason=reason, nodes=nodes, isolate_s=longest)
 
-    def _restarting(self, facts: Facts, epoch: int, reason: str) -> Decision:
-        """Choose the restore point: the best that is neither used up nor poisoned."""
-        point = None
-        for point in facts.points:
-            poisoned = self._poison(point, facts.step)
-            if not poisoned and self._tries.get(point, 0) < self.costs.tries:
-                break
-            why = (
-                f"from it the job crashed at step {facts.step} again"
-                if poisoned
-                else f"{self.costs.tries} tries did not help"
-            )
-            reason += f"; not from step {point.step} ({point.tier}): {why}"
-        else:
-            if facts.points:
-                return Decision(Act.GIVE_UP, f"{reason}; no older step is left", exit_code=EXIT_NO_PROGRESS)
-        if point is not None:
-            self._tries[point] = self._tries.get(point, 0) + 1
-            self._from = point.step
+    def _restarting(self, epoch: int, reason: str, retreat: Retreat | None = None) -> Decision:
         self._restarted = epoch
-        return Decision(Act.RESTART, reason, point=point)
+        if retreat:
+            reason += f"; not from step {retreat.step}: {retreat.reason}"
+        return Decision(Act.RESTART, reason, retreat=retreat)
 
-    def _poison(self, point: Point, fell_at: int) -> bool:
-        """Whether two lives, one of them restored from this step, have crashed at the same step: it may be in the
-        numbers."""
-        origins = self._fell.get(fell_at, set())
-        return len(origins) >= 2 and point.step in origins
+    def _retreat(self, verdict: Verdict, facts: Facts) -> Retreat | None:
+        """Before the oldest step that does not help: one that is used up by its tries, or poisoned.
+
+        Poisoned: two lives, one of them restored from it, have crashed at the same step. It may be in the numbers.
+        """
+        if facts.stood < facts.origin:
+            return None  # it never got as far as the state that it was to begin with
+        self._tries[facts.origin] += self._cycles > 1  # the first one has brought the job further
+        fell: list[int] = []
+        if verdict.syndrome is Syndrome.CRASH:
+            fell = self._fell.setdefault(facts.stood, [])
+            fell.append(facts.origin)
+        poisoned = fell if len(fell) > 1 else []
+        used_up = [step for step, tries in self._tries.items() if tries >= self.costs.tries]
+        step = min((step for step in [*poisoned, *used_up] if step != NOWHERE), default=None)
+        if step is None:
+            return None
+        if step in poisoned:
+            return Retreat(step, f"trainers crashed {len(fell)} times at step {facts.stood} after it")
+        return Retreat(
+            step, f"{self._tries[step]} lives that began with it came no further than step {self._best_step}"
+        )
 
 
 def _few(left: int, wanted: int) -> str:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from ckptd.ckpt.barred import Barred
 from ckptd.ckpt.groups import map_of, parities_of
 from ckptd.ckpt.inventory import Captures, Held, Ledger, Origin, Report
 from ckptd.ckpt.model import Image, Payload, Table, Version
@@ -96,6 +97,27 @@ def test_a_later_life_supersedes_an_abandoned_future() -> None:
     """Step 2 of epoch 2 is newer than step 9 of epoch 1."""
     live = ledger(*(report(node, Version(1, 9), Version(2, 2)) for node in range(4)))
     assert plan(live, ()).version == Version(2, 2)
+
+
+def test_what_is_barred_is_passed_over_with_its_reason() -> None:
+    """In memory and on storage alike; what a later life has captured at the same step is not."""
+    live = ledger(*(report(node, V1, V2) for node in range(4)))
+    barred = Barred().adding(V2, "trainers crashed 2 times at step 3 after it")
+    chosen = plan(live, (Stored(V2, 4),), barred)
+    assert (chosen.version, chosen.rung) == (V1, "own")
+    assert chosen.reason == f"from memory (own); passed over {V2}: trainers crashed 2 times at step 3 after it"
+    later = ledger(*(report(node, V2, Version(2, 2)) for node in range(4)))
+    assert plan(later, (), barred).version == Version(2, 2)
+
+
+def test_where_all_is_barred_the_oldest_step_is_taken_and_that_is_said() -> None:
+    """A job is never left without a way on; of one step the newest life's."""
+    live = ledger(*(report(node, Version(2, 2), Version(3, 1)) for node in range(4)))
+    barred = Barred().adding(Version(3, 1), "poison")
+    chosen = plan(live, (Stored(V1, 4),), barred)
+    assert chosen.version == Version(3, 1)
+    assert chosen.reason.startswith("from memory (own), the oldest step, as all are barred; passed over")
+    assert plan(ledger(), (Stored(V1, 4),), barred).rung == "storage"
 
 
 def test_a_rank_that_moved_reads_from_a_peer() -> None:

@@ -85,6 +85,24 @@ def test_a_successor_takes_over_from_a_dead_collector() -> None:
     assert goes_on(world)
 
 
+def test_a_successor_knows_whom_it_came_after_and_when_that_one_was_heard_last() -> None:
+    """As long as it leads: that one's last ledger says who was lost with it."""
+    world, job = training()
+    fell = world.now
+    job.lose(0)
+    world.run(TIMING.lost_after_s + 1.0)
+    successor = world.daemon(1)
+    before = successor.collector.before
+    assert before is not None
+    assert before.collector == 0
+    assert [captures.rank for captures in before.reports[0].captures] == [0]
+    assert fell - 2 * TIMING.report_every_s < successor.ledger_heard(0) < fell + TIMING.report_every_s
+    world.boot(0)
+    world.run(TIMING.settle_s)
+    assert successor.collector.before is None
+    assert successor.ledger_heard(3) == float("-inf")
+
+
 def test_a_restarted_daemon_finds_everything() -> None:
     """What stood in the slots stands there still; nothing is rebuilt and nothing is forgotten."""
     world, job = training()

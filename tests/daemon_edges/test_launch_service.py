@@ -9,12 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.cluster import daemon_here, shm_dir, until
-from tests.payload import JOB
+from tests.cluster import daemon_here, fill, shm_dir, until
+from tests.payload import JOB, bytes_of
 
 from ckptd.ckpt.client import Client
 from ckptd.ckpt.config import Config
 from ckptd.ckpt.errors import AccessError, CkptdError, UsageError
+from ckptd.ckpt.model import Version
 from ckptd.ckpt.rounds import Agent, Standing
 from ckptd.daemon import cli
 from ckptd.daemon.driver import Driver
@@ -134,3 +135,40 @@ def test_nonsense_from_an_agent_is_refused_by_name(client: Client) -> None:
     with pytest.raises(CkptdError, match="wait_s 1000"):
         client.tend(AGENT, wait_s=1000.0)
     joined(client)
+
+
+def capture(client: Client, *steps: int) -> None:
+    """A life of one rank that captures these steps."""
+    client.attach(rank=0, world=1, local_world=1)
+    made = client.decide(world=1)
+    client.join(made.epoch)
+    for version in (Version(made.epoch, step) for step in steps):
+        slot = client.begin(version, len(bytes_of(version, 0)))
+        assert slot is not None
+        fill(slot, bytes_of(version, 0))
+        client.commit(slot, version)
+
+
+def test_the_next_start_is_from_the_step_that_is_asked_for_until_it_is_the_newest_again(
+    client: Client, command: Command
+) -> None:
+    """Without agents for the next start, with agents by a restart. A step that is not there is refused."""
+    capture(client, 1, 2)
+    until(lambda: client.document("Status")["sealed"] == {"epoch": 1, "step": 2}, "a seal")
+    assert command("--from-step", "1", "--reason", "nan") == (0, "the next start is from step 1: nan")
+    made = client.decide(world=1)
+    assert (made.version, "passed over step 2" in made.reason) == (Version(1, 1), True)
+    assert command("--from-newest", "--reason", "no nan") == (0, "no step is passed over any more: no nan")
+    assert client.decide(world=1).version == Version(1, 2)
+
+    first = joined(client)
+    code, said = command("--from-step", "1", "--reason", "nan")
+    assert (code, said) == (0, "the next start is from step 1; all trainers are restarted: nan")
+    assert client.tend(replace(AGENT, place=first.place)) == Standing("over", "nan")
+    for arguments, expected in (
+        (("--from-step", "7"), "step 7 can't be restored"),
+        (("--from-step", "1", "--from-newest"), "go alone"),
+        (("--from-step", "1", "--give-up"), "go alone"),
+    ):
+        code, said = command(*arguments)
+        assert (code, expected in said) == (2, True), said

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from ckptd.ckpt.barred import Barred
 from ckptd.ckpt.config import Config
+from ckptd.ckpt.errors import UsageError
 from ckptd.ckpt.groups import map_of, parities_of
 from ckptd.ckpt.inventory import Held, Ledger, Report
 from ckptd.ckpt.manifest import Manifest
@@ -232,3 +234,36 @@ def test_what_the_parities_took(node: Node) -> None:
         "0.500 s (waited 0.250 s for bytes, coded 0.125 s; 4.0 kB read, of the parity 3.0 kB copied and 2.0 kB updated)"
     )
     assert said in printed(tables.status(content))
+
+
+def test_what_is_barred_is_shown_with_its_reason_and_not_restored(node: Node) -> None:
+    """In the status, in the list, and in why a restart takes another one. What is safe is shown as ever."""
+    whole = ledger(report(0, V1, V2, parity=True), report(1, V1, V2, parity=True), sealed=V2)
+    node.ledger = replace(whole, barred=Barred().adding(V2, "trainers crashed 2 times at step 21 after it"))
+    status = views.status(node, USAGE)
+    assert status["barred"] == [{"epoch": 1, "step": 20, "reason": "trainers crashed 2 times at step 21 after it"}]
+    assert (status["captured"], status["losses_tolerated"]) == (views.named(V2), 1)
+    shown = printed(tables.status(status))
+    assert "step 20 on, to epoch 1, is barred  trainers crashed 2 times at step 21 after it" in shown
+    listing = views.recoverable(node, ())
+    assert [(row["step"], row["recoverable"], bool(row["barred"])) for row in listing["steps"]] == [
+        (20, True, True),
+        (10, True, False),
+    ]
+    assert listing["next_restore"] == views.named(V1)
+    shown = printed(tables.steps(listing))
+    assert "barred: trainers crashed 2 times" in shown
+    assert "passed over step 20 (epoch 1): trainers crashed 2 times" in shown
+
+
+def test_a_step_that_is_asked_for_is_what_is_left_when_all_newer_ones_are_barred(node: Node) -> None:
+    """Also those of lives that only storage knows. What can't be restored is refused by name."""
+    node.ledger = ledger(report(0, V1, V2, parity=True), report(1, V1, V2, parity=True))
+    assert views.bar_after(node, [stored(Version(7, 30))], 20) == Version(7, 21)
+    assert views.bar_after(node, [stored(Version(7, 30))], 30) == Version(7, 31)
+    for step in (15, 5):
+        with pytest.raises(UsageError, match=f"step {step} can't be restored; `ckptd list` shows"):
+            views.bar_after(node, [stored(Version(7, 30))], step)
+    node.ledger = None
+    with pytest.raises(UsageError, match="no collector was heard"):
+        views.bar_after(node, [], 10)

@@ -8,9 +8,11 @@ from math import inf
 from tests.agents import Job, running
 
 from ckptd.ckpt.inventory import Captures
+from ckptd.ckpt.model import Version
 from ckptd.ckpt.rounds import GIVEN_UP_EXIT
+from ckptd.daemon.launch_events import BarAsked
 from ckptd.daemon.observe.bailiff import AGAIN_S, AGENTS_S, Action, Bailiff, Scene, facts_of
-from ckptd.daemon.watch.policy import Act, Costs, Policy
+from ckptd.daemon.watch.policy import NOWHERE, Act, Costs, Policy
 from ckptd.daemon.watch.verdicts import Syndrome, Verdict
 
 INCIDENT = 7
@@ -41,12 +43,11 @@ class Trial:
             self.job.join(node)
         self.begin_life()
 
-    def judged(
-        self, syndrome: Syndrome, *nodes: int, epoch: int = 0, ago_s: float = 0.0, loss_s: float = 0.0
-    ) -> Action:
+    def judged(self, syndrome: Syndrome, *nodes: int, loss_s: float = 0.0, origin: int = NOWHERE) -> Action:
         """The bailiff hears a verdict on these nodes, and what it asks for at once is asked."""
         verdict = Verdict(syndrome, f"{syndrome.value}!", nodes, nodes, loss_s=loss_s, epoch=self.epoch)
-        facts = facts_of(self.scene, self.step, tuple(range(self.world)))
+        where = tuple(range(self.world))
+        facts = facts_of(self.scene, self.step, where, origin=origin, stood=self.step)
         action = self.bailiff.take(INCIDENT, verdict, facts, self.scene, self.job.now)
         self.run()
         return action
@@ -57,9 +58,9 @@ class Trial:
         self.said += [said for _, said in self.bailiff.settled(self.scene)]
         errands = self.bailiff.errands(self.job.now)
         for errand in errands:
-            problem = self.job.launches[0].ask(errand.event, self.job.ledger)
+            problem = self.job.ask(0, errand.event)
             self.job.tell()
-            self.said.append(self.bailiff.heard(errand, str(problem or ""), self.job.now))
+            self.said.append(self.bailiff.heard(errand, problem, self.job.now))
         return len(errands)
 
     def goes_on(self) -> bool:
@@ -253,3 +254,80 @@ def test_a_restart_s_cost_is_what_the_last_one_took() -> None:
     trial.bailiff.restarted(4.0)
     said = trial.judged(Syndrome.NON_COMMUNICATION_SLOW, 1, loss_s=0.1).decision.reason
     assert "a restart costs 4 s" in said
+
+
+def crash_twice(trial: Trial) -> Action:
+    """At step 24: a life that began anew, and one that was restored from it."""
+    trial.step = 24
+    trial.judged(Syndrome.CRASH, 1)
+    trial.rejoin()
+    return trial.judged(Syndrome.CRASH, 1, origin=24)
+
+
+def why(trial: Trial, *version: int) -> str:
+    """Why nothing is restored from a version."""
+    assert trial.job.ledger is not None
+    return trial.job.ledger.barred.why(Version(*version))
+
+
+def test_what_a_life_crashed_from_again_is_barred_at_once() -> None:
+    """Before its agents are asked for anything: they may begin the next life any moment. Later lives' steps are not."""
+    trial = Trial(running(2))
+    action = crash_twice(trial)
+    assert action.done == f"left to the agents, for {AGENTS_S:g} s"
+    assert trial.goes_on()
+    assert why(trial, 1, 24) == why(trial, 2, 25) == "trainers crashed 2 times at step 24 after it"
+    assert why(trial, 2, 23) == why(trial, 3, 24) == ""
+    assert trial.said[-1] == "no life begins from step 24 (epoch 2) or a later step of it any more"
+
+
+def test_a_bar_that_is_refused_is_asked_for_again_until_the_next_life() -> None:
+    """The core of a daemon may be busy for a moment."""
+    trial, real = Trial(running(2)), Job.ask
+    trial.job.ask = lambda node, event: "busy" if isinstance(event, BarAsked) else real(trial.job, node, event)  # type: ignore[method-assign]
+    crash_twice(trial)
+    assert trial.said[-1] == "to bar step 24 (epoch 2) was refused: busy"
+    trial.job.ask = lambda node, event: real(trial.job, node, event)  # type: ignore[method-assign]
+    trial.run(AGAIN_S)
+    assert why(trial, 2, 24)
+
+    trial = Trial(running(2))
+    trial.job.ask = lambda node, event: "busy"  # type: ignore[method-assign]
+    crash_twice(trial)
+    trial.job.ask = lambda node, event: real(trial.job, node, event)  # type: ignore[method-assign]
+    trial.rejoin()
+    trial.run(AGAIN_S)
+    assert why(trial, 2, 24) == ""
+
+
+def test_who_only_advises_bars_nothing_and_says_what_should_be() -> None:
+    """Where it is set so, and where no agents of ckptd are."""
+    for trial in (Trial(running(2), act="advise"), Trial(Job(2))):
+        trial.step = 24
+        trial.judged(Syndrome.CRASH, 1)
+        trial.begin_life()
+        action = trial.judged(Syndrome.CRASH, 1, origin=24)
+        assert action.decision.retreat is not None
+        assert "not from step 24" in action.decision.reason
+        assert why(trial, 2, 24) == ""
+
+
+def test_a_crash_of_a_life_that_has_a_successor_already_counts_and_ends_nothing() -> None:
+    """Warm trainers are back before the judge has heard of the death."""
+    trial = Trial(running(2))
+    trial.step = 24
+    trial.judged(Syndrome.CRASH, 1)
+    trial.rejoin()
+    assert trial.job.ledger is not None
+    newer = replace(trial.job.ledger.reports[0], captures=(Captures(0, 3, epoch=3),))
+    scene = replace(trial.scene, ledger=replace(trial.job.ledger, reports=(newer, *trial.job.ledger.reports[1:])))
+    verdict = Verdict(Syndrome.CRASH, "late", (1,), (1,), epoch=2)
+    for expected in (True, False):
+        facts = facts_of(scene, 24, (0, 1), origin=24, stood=24)
+        action = trial.bailiff.take(INCIDENT, verdict, facts, scene, trial.job.now)
+        assert (action.decision.act, action.ends_life) == (Act.IGNORE, False)
+        assert (action.decision.retreat is not None) == expected
+    assert trial.run() == 1
+    assert why(trial, 2, 24)
+    assert trial.run(AGENTS_S) == 0
+    assert trial.goes_on()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,9 +44,13 @@ class Job:
             self.say(speaking)
 
     def say(self, speaking: Sequence[int] = (0, 1), **changes: Any) -> None:
-        for node in speaking:
+        self.say_as({node: node for node in speaking}, **changes)
+
+    def say_as(self, rank_of: Mapping[int, int], **changes: Any) -> None:
+        """These nodes speak, each of the rank that it has."""
+        for node, rank in rank_of.items():
             answer = self.answers.get(node)
-            digest = replace(self.digests[node], epoch=self.epoch)
+            digest = replace(self.digests[rank], epoch=self.epoch)
             seen = Sighting(
                 node=node, boot="b", epoch=self.epoch, world=2, at=self.now, digests=pack([digest]).tobytes(), groups=WORLD,
                 stamps=Stamps(answer.at, self.now - 0.01, self.now) if answer else None, decided=self.decided, **changes,

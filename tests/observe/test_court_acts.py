@@ -9,7 +9,9 @@ from tests.agents import Job as Agents
 from tests.agents import running
 from tests.observe.test_court import Job
 
-from ckptd.daemon.launch_events import RestartAsked
+from ckptd.ckpt.model import Version
+from ckptd.ckpt.sighting import Decided
+from ckptd.daemon.launch_events import BarAsked, RestartAsked
 from ckptd.daemon.observe.bailiff import Scene
 from ckptd.daemon.observe.court import QUIET_S
 from ckptd.daemon.observe.incidents import TIMES
@@ -21,14 +23,13 @@ class Acting:
 
     def __init__(self, folder: Path, agents: Agents) -> None:
         self.job, self.agents = Job(folder), agents
-        self.asked: list[RestartAsked] = []
-        self.job.court.on_restart = self.restart
+        self.asked: list[RestartAsked | BarAsked] = []
+        self.job.court.on_errand = self.ask
         self.see()
 
-    def restart(self, event: RestartAsked) -> str:
+    def ask(self, event: RestartAsked | BarAsked) -> str:
         self.asked.append(event)
-        problem = self.agents.launches[0].ask(event, self.agents.ledger)
-        return str(problem or "")
+        return self.agents.ask(0, event)
 
     def see(self) -> None:
         """What the agents and their rounds have come to is known to the court."""
@@ -103,7 +104,7 @@ def test_without_agents_the_advice_is_in_the_record_and_in_the_status(tmp_path: 
 
 def test_what_is_refused_is_in_the_record_once_for_each_reason(acting: Acting) -> None:
     """It is asked again and again, and the record stays short."""
-    acting.job.court.on_restart = lambda _: "no collector was heard yet"
+    acting.job.court.on_errand = lambda _: "no collector was heard yet"
     acting.job.train(10)
     acting.hang(1, 60)
     entries = acting.job.court.recorded(1)["entries"]
@@ -167,3 +168,27 @@ def test_a_node_s_loss_is_recorded_with_its_place_kept_free(acting: Acting) -> N
     assert found["decision"]["done"].startswith("its place is free for who comes")
     assert {"t_fault", "t_detected", "t_isolated"} == set(found["times"])
     assert acting.asked == []
+
+
+def test_a_second_crash_at_the_same_step_is_recorded_with_what_is_barred_for_it(acting: Acting) -> None:
+    """The step where the culprit stood counts, not that of a rank that was one further."""
+    acting.job.train(10)
+    step = acting.job.digests[0].step
+    acting.job.set(0, step=step + 1)
+    acting.job.set(1, process=Process.GONE, exit=-9)
+    acting.wait(1)
+    acting.end_trainers()
+    acting.next_life()
+    acting.job.decided = Decided(acting.job.epoch, step - 5, "own")
+    acting.job.digests = [RankDigest(rank, step=step - 5, phase=Phase.START) for rank in range(2)]
+    acting.wait(1)
+    acting.job.train(1)
+    acting.job.set(0, step=step + 1)
+    acting.job.set(1, process=Process.GONE, exit=-9)
+    acting.wait(1)
+    retreats = [item["decision"]["retreat"] for item in acting.job.incidents]
+    assert retreats == [{"step": step - 5, "reason": f"trainers crashed 2 times at step {step} after it"}, None]
+    assert acting.agents.ledger is not None
+    assert acting.agents.ledger.barred.why(Version(1, step - 5))
+    entries = acting.job.court.recorded(acting.job.incidents[0]["id"])["entries"]
+    assert any("no life begins from" in entry["done"] for entry in entries if entry["event"] == "acted")

@@ -37,3 +37,15 @@ def test_a_rank_that_ends_is_not_asked_for_its_stacks(tmp_path: Path, closed: bo
         eye.look()
     eye.close()
     assert background.jobs == asked
+
+
+def test_the_last_step_of_a_rank_that_has_gone_is_known(tmp_path: Path) -> None:
+    """Also the one that it made after it was last looked at: where it died is judged by that."""
+    writer = BeatWriter(tmp_path / "0.beat", 0, 1)
+    writer.resumed(40)
+    eye = RankEye(tmp_path, Attached(0, os.getpid(), 1, 1), Noted())
+    eye.look()
+    for step in range(41, 47):
+        writer.step(step, step)
+    assert eye.bury().step == 46
+    eye.close()

@@ -18,7 +18,7 @@ from ckptd.ckpt import recovery
 from ckptd.ckpt.groups import groups_in, parities_of
 from ckptd.ckpt.inventory import Ledger, Report
 from ckptd.ckpt.model import Image, Table, Version
-from ckptd.daemon import collector, duties, node
+from ckptd.daemon import collector, decisions, duties, node
 from ckptd.daemon import events as ev
 from ckptd.daemon.catalog import Catalog, Free, Holding
 from ckptd.daemon.collector import Collector
@@ -227,6 +227,12 @@ def parity_before_sum() -> AbstractContextManager[None]:
         return ev.ParityMade(effect.table, effect.parities)
 
     return _put(Hands, "_make_parity", make_parity)
+
+
+@_canary
+def restore_what_is_barred() -> AbstractContextManager[None]:
+    """Restore the newest step whatever is barred."""
+    return _put(decisions, "plan", lambda ledger, stored, _barred: recovery.plan(ledger, stored))
 
 
 # ---- storage ----------------------------------------------------------------------------------------

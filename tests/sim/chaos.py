@@ -9,6 +9,7 @@ from __future__ import annotations
 from tests.sim.faults import Faults
 from tests.sim.job import Job, Life
 from tests.sim.network import Net
+from tests.sim.poison import Poison
 from tests.sim.scenario import Options, Scenario, draw
 from tests.sim.world import TIMING, World
 
@@ -31,6 +32,7 @@ class Chaos:
         self.job = Job(self.world, place, list(options.sizes), step_s=options.step_s)
         self.job.moves, self.job.resizes = options.moves, options.resizes
         self.faults = Faults(self.world, self.job, beyond=self.scenario.beyond)
+        self.poison = Poison(self.world, self.job, self.scenario.seed, options.bars)
         self._judged: set[int] = set()
 
     def run(self) -> None:
@@ -41,6 +43,7 @@ class Chaos:
         for fault in self.scenario.faults:
             world.run(fault.after_s)
             self.judge()
+            self.poison.strike()
             self.faults.strike(fault)
         world.run(0.5)
         self.judge()
@@ -118,21 +121,22 @@ class Chaos:
     # ---- decisions ------------------------------------------------------------------------------------
 
     def judge(self) -> None:
-        """Decisions: never older than what was sealed, where every node could be heard; storage only if it is newer."""
+        """Decisions: never older than what was sealed and is not barred, where every node could be heard."""
         for number, life in enumerate(self.job.lives):
             if number in self._judged or life.decision is None:
                 continue
             self._judged.add(number)
+            self.poison.judge(life, self.faults.calm_since)
             calm = life.asked_at > self.faults.calm_since + 2 * TIMING.lost_after_s
             if self.world.truth.promises_p1 and calm and life.sealed_before:
-                _judge(life, life.sealed_before)
+                _judge(life, life.sealed_before, barred=self.poison.bars(life.sealed_before))
 
 
-def _judge(life: Life, sealed: Version) -> None:
+def _judge(life: Life, sealed: Version, *, barred: bool) -> None:
     decision = life.decision
     assert decision
     assert decision.version, f"P1: a fresh start although {sealed} was sealed: {decision.reason}"
-    assert decision.version >= sealed, (
+    assert barred or decision.version >= sealed, (
         f"P1: {decision.version} was chosen although {sealed} was sealed: {decision.reason}"
     )
 

@@ -57,6 +57,8 @@ class Options:
     moves: float
     resizes: float
     """How often a life has another number of ranks than the one before it, and where each stands is drawn anew."""
+    bars: float
+    """How often the newest steps are barred before a fault (`tests.sim.poison`)."""
     delay_s: float
     loss: float
     repeat: float
@@ -98,7 +100,7 @@ def draw(seed: int) -> Scenario:
     resizes = Random(f"{seed}/resizes").choice(
         (0.0, 0.0, 0.0, 0.4)
     )  # by itself: all else of a seed is as it was before
-    options = _options(rng, resizes)
+    options = _options(rng, resizes, bars=Random(f"{seed}/bars").choice((0.0, 0.0, 0.0, 0.4)))
     count = rng.choice((0, 3, 6, 6, 10, 15))
     gap_s = rng.choice((0.3, 0.7, 1.2))
     faults = tuple(
@@ -108,7 +110,7 @@ def draw(seed: int) -> Scenario:
     return Scenario(seed, options, faults, beyond=rng.random() < 0.08)
 
 
-def _options(rng: Random, resizes: float) -> Options:
+def _options(rng: Random, resizes: float, bars: float) -> Options:
     # Most faults need three or four nodes, which are simulated ten times as fast as sixteen.
     nodes = rng.choice((3, 3, 4)) if rng.random() < 0.75 else rng.choice((2, 4, 5, 5, 6, 6, 7, 8, rng.randint(9, 16)))
     parity = rng.choice((1, 1, 2, 2, 3)) if nodes > 3 else rng.randint(1, max(1, nodes - 1))
@@ -127,6 +129,7 @@ def _options(rng: Random, resizes: float) -> Options:
         work_s=rng.choice((0.01, 0.1, 0.3)),
         moves=rng.choice((0.0, 0.0, 0.5)),
         resizes=resizes,
+        bars=bars,
         delay_s=rng.choice((0.005, 0.05, 0.2)),
         loss=rng.choice((0.05, 0.3)) if lossy else 0.0,
         repeat=rng.choice((0.0, 0.2)),

@@ -16,7 +16,7 @@ from tests.watch.scenario import Scenario, draw
 
 from ckptd.daemon.watch.judge import Judge
 from ckptd.daemon.watch.limits import Limits
-from ckptd.daemon.watch.policy import Act, Costs, Decision, Facts, Point, Policy
+from ckptd.daemon.watch.policy import Act, Costs, Decision, Facts, Policy
 from ckptd.daemon.watch.verdicts import STANDS, Syndrome, Verdict
 
 WAIT_MAX_S = 400.0
@@ -111,7 +111,7 @@ class Run:
         """What the policy would restart for these verdicts. It has a spare node, and nothing is done about it here."""
         nodes = tuple(range(self.scenario.job.nodes + 1))
         step = int(self.judge.fleet.rows["step"].max())
-        facts = Facts(step, (Point(max(0, step - 1), "memory"),), nodes, len(nodes) - 1)
+        facts = Facts(step, nodes, len(nodes) - 1)
         decisions = [self._policy.decide(verdict, facts, now) for verdict in found]
         return [decision for decision in decisions if decision.act in RESTARTS]
 

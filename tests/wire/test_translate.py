@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.values import NODES, letters, versions
 
+from ckptd.ckpt.barred import Bar, Barred
 from ckptd.ckpt.errors import PeerError
 from ckptd.ckpt.inventory import Captures, Held, Ledger, Parity, Part, Report
 from ckptd.ckpt.model import GroupMap, Image, Payload, Table, Version
@@ -44,6 +45,7 @@ REPORT = Report(
     agent=Agent("a-1", 2, "node-1", 7, 3, 4, 1.5, 8, Place(9, "k", 1, 2), "a worker died", "gone"),
     wish=Wish(9, "k", "a hang", "given up"),
     isolations=(Isolation(4, 2, True, "slow"),),
+    barred=Barred(2, (Bar(3, V, "poison"),)),
 )
 LEDGER = Ledger(
     collector=2,
@@ -62,6 +64,7 @@ LEDGER = Ledger(
     lost=(2,),
     round=Round(9, "k", 3, (Member(5, "a-1", 2),), "node-5", 7, "node 2 is lost", "done"),
     isolations=(Isolation(5, 1, True, "bad memory"),),
+    barred=Barred(1, (Bar(4, V, "asked for"),)),
 )
 
 
@@ -82,9 +85,10 @@ def letter_parts(letter: Report | Ledger) -> list[Any]:
         part for report in reports for part in (*report.held, *report.parities, report.part, *report.captures)
     ]
     parts += [part for report in reports for part in (report.agent, report.wish, *report.isolations)]
+    parts += [part for report in reports for part in (report.barred, *report.barred.bars)]
     parts += [report.agent.place for report in reports if report.agent]
     if isinstance(letter, Ledger) and letter.round:
-        parts += [letter.round, *letter.round.members, *letter.isolations]
+        parts += [letter.round, *letter.round.members, *letter.isolations, letter.barred, *letter.barred.bars]
     return [part for part in parts if part is not None]
 
 

@@ -6,8 +6,10 @@ from collections.abc import Callable
 
 import pytest
 
+from ckptd.ckpt.barred import BARS_MAX, Bar, Barred
 from ckptd.ckpt.errors import CorruptionError, PeerError
 from ckptd.ckpt.inventory import Ledger, Report
+from ckptd.ckpt.model import Version
 from ckptd.ckpt.rounds import STATES, Agent, Isolation, Member, Place, Round, Standing, Wish
 from ckptd.ckpt.wire import ckptd_pb2 as pb
 from ckptd.ckpt.wire.translate import letter_in, letter_out
@@ -16,10 +18,18 @@ from ckptd.ckpt.wire.translate_rounds import reason_in, standing_in, standing_ou
 NODES = 4
 AGENT = Agent("a-1", 2, "node-1", 7, 3, 4, 1.5, 8, Place(9, "k", 1, 2), "a worker died", "gone")
 REPORT = Report(
-    1, "b", 3, agent=AGENT, wish=Wish(9, "k", "a hang", "given up"), isolations=(Isolation(3, 2, True, "slow"),)
+    1,
+    "b",
+    3,
+    agent=AGENT,
+    wish=Wish(9, "k", "a hang", "given up"),
+    isolations=(Isolation(3, 2, True, "slow"),),
+    barred=Barred(1, (Bar(2, Version(1, 2), "poison"),)),
 )
 ROUND = Round(9, "k", 3, (Member(2, "a-1", 2), Member(1, "a-2", 1)), "node-5", 7, "node 2 is lost", "done")
-LEDGER = Ledger(0, "b", 3, nodes=NODES, reports=(REPORT,), round=ROUND, isolations=REPORT.isolations)
+LEDGER = Ledger(
+    0, "b", 3, nodes=NODES, reports=(REPORT,), round=ROUND, isolations=REPORT.isolations, barred=REPORT.barred
+)
 
 
 @pytest.mark.parametrize("state", STATES)
@@ -76,6 +86,22 @@ def set_wish_end(report: pb.Report) -> None:
 
 def set_isolated_node(report: pb.Report) -> None:
     report.isolations[0].node = NODES
+
+
+def set_bars_many(report: pb.Report) -> None:
+    report.barred.bars.extend([report.barred.bars[0]] * BARS_MAX)
+
+
+def set_bar_without_a_reason(report: pb.Report) -> None:
+    report.barred.bars[0].reason = ""
+
+
+def set_bar_step(report: pb.Report) -> None:
+    report.barred.bars[0].version.step = 1 << 60
+
+
+def set_lifted(report: pb.Report) -> None:
+    report.barred.lifted = 1 << 60
 
 
 @pytest.mark.parametrize("spoil", [spoil for name, spoil in sorted(globals().items()) if name.startswith("set_")])
