@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
+import re
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from typing import Any, TypeVar
 
 from ckptd.ckpt.errors import StorageError, UsageError
@@ -23,6 +26,9 @@ log = logging.getLogger(__name__)
 
 EXTRAS = {"s3": "ckptd[s3]", "s3a": "ckptd[s3]"}
 """What brings the file system of a protocol."""
+_TIMES = ("LastModified", "last_modified", "mtime", "modified", "updated", "created")
+_NO_BUCKET = re.compile(r"NoSuchBucket|/b/[^/]+/o(\?|$)")
+"""How S3 says so; and the URL of a bucket's listing, which is missing only with the bucket, in gcsfs's error."""
 STOPPING = "the daemon is stopping"
 T = TypeVar("T")
 
@@ -42,6 +48,15 @@ class Patience:
 
 class Missing(Exception):
     """There is no such object, upload or bucket: an answer of the store, and no failure."""
+
+
+@dataclass(frozen=True, slots=True)
+class Object:
+    """What a listing says of an object."""
+
+    size: int
+    written_at: float | None
+    """By the store's clock: seconds since 1970; None where it does not say."""
 
 
 class Bucket:
@@ -141,7 +156,10 @@ class Bucket:
                 file.discard()
                 raise
 
-        self.insist(f"write {key}", write)
+        try:
+            self.insist(f"write {key}", write)
+        except Missing as error:
+            raise StorageError(f"cannot write {key}: {error}; check that the bucket exists") from error
 
     def get(self, key: str, start: int, count: int) -> bytes:
         """`count` bytes of an object from `start` on, which must be there."""
@@ -168,26 +186,49 @@ class Bucket:
     def small(self, key: str, limit: int) -> bytes | None:
         """A whole object of at most `limit` bytes; None when there is none."""
         size = self.size(key)
-        if size is None:
-            return None
+        return None if size is None else self.whole(key, size, limit)
+
+    def whole(self, key: str, size: int, limit: int) -> bytes:
+        """An object of `size` bytes, which must be at most `limit`."""
         if size > limit:
             raise StorageError(f"{key} is longer than {limit} bytes; it is not ours")
         return self.get(key, 0, size) if size else b""
 
-    def names(self, prefix: str) -> dict[str, int | None]:
-        """What stands right below a prefix: objects with their sizes, and further prefixes with None."""
+    def below(self, prefix: str) -> dict[str, Object | None]:
+        """What stands right below a prefix: objects, and further prefixes as None. StorageError where there is no bucket."""
         try:
             found = self.ask(f"list {prefix}", "ls", prefix, detail=True)
         except Missing as error:
-            if "NoSuchBucket" in str(error.__cause__.__cause__ if error.__cause__ else ""):
+            if _is_no_bucket(error):
                 raise StorageError(f"cannot list {prefix}: {error}; check the name of the bucket") from error
             return {}
-        below, sizes = prefix.lstrip("/") + "/", dict[str, int | None]()
+        start, named = prefix.lstrip("/") + "/", dict[str, Object | None]()
         for item in found:
             name = str(item["name"]).lstrip("/").rstrip("/")
-            if name.startswith(below):
-                sizes[name[len(below) :]] = int(item["size"]) if item["type"] == "file" else None
-        return sizes
+            if name.startswith(start):
+                is_object = item["type"] == "file"
+                named[name[len(start) :]] = Object(int(item["size"]), time_of(item)) if is_object else None
+        return named
+
+    def tree(self, prefix: str) -> dict[str, Object]:
+        """All objects below a prefix, by the rest of their names, in as few requests as the store allows."""
+        try:
+            found = self.ask(f"list {prefix}", "find", prefix, detail=True)
+        except Missing:
+            found = {}
+        start = prefix.lstrip("/") + "/"
+        named = {str(name).lstrip("/"): item for name, item in found.items()}
+        if not named:
+            self.below(prefix)  # which tells a bucket that is not there from one that has nothing
+        return {
+            name[len(start) :]: Object(int(item["size"]), time_of(item))
+            for name, item in named.items()
+            if name.startswith(start)
+        }
+
+    def objects(self, prefix: str) -> dict[str, Object]:
+        """The objects among them."""
+        return {name: found for name, found in self.below(prefix).items() if found is not None}
 
     def delete(self, keys: Sequence[str]) -> None:
         """Remove objects; those that are not there are no error."""
@@ -203,6 +244,27 @@ def said(error: BaseException) -> str:
     """What an error of somebody else says, in one short line; some say nothing but their name."""
     text = " ".join(str(error).split())
     return text[:200] if text else type(error).__name__
+
+
+def time_of(item: Mapping[str, Any]) -> float | None:
+    """When an object was written, from what a file system's listing says of it; each kind has another word for it."""
+    for name in _TIMES:
+        found = item.get(name)
+        if isinstance(found, datetime):
+            return (found if found.tzinfo else found.replace(tzinfo=timezone.utc)).timestamp()
+        if isinstance(found, float) and math.isfinite(found):
+            return found
+    return None
+
+
+def _is_no_bucket(error: Missing) -> bool:
+    """Whether it is the bucket that is missing, and not only what should be in it."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if _NO_BUCKET.search(str(cause)):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False
 
 
 def _open(url: str) -> tuple[Any, str]:

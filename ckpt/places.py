@@ -8,6 +8,8 @@ from pathlib import Path
 from ckptd.ckpt.directory import Directory
 from ckptd.ckpt.errors import UsageError
 from ckptd.ckpt.place import Place
+from ckptd.ckpt.shelf import Shelf
+from ckptd.ckpt.shelf_files import FileShelf
 
 _URL = re.compile(r"([a-z][a-z0-9+.-]*)://(.*)", re.IGNORECASE | re.DOTALL)
 
@@ -26,17 +28,6 @@ def root_of(text: str) -> Path | str:
     return f"{protocol}://{rest}"
 
 
-def directory_of(root: Path | str) -> Path:
-    """A storage root that must be a directory, as an absolute path. Raises UsageError for an object store's URL."""
-    found = root if isinstance(root, Path) else root_of(root)
-    if isinstance(found, str):
-        raise UsageError(
-            f"storage {found}: an object store, and this works on directories; ask the daemons on that storage, which list, "
-            "export and remove its steps"
-        )
-    return found.absolute()
-
-
 def place_at(root: Path | str, job: str) -> Place:
     """The place of a job below a root of `root_of`. Raises UsageError when there is no such file system here."""
     if isinstance(root, Path):
@@ -45,3 +36,13 @@ def place_at(root: Path | str, job: str) -> Place:
     from ckptd.ckpt.objects import Objects
 
     return Objects(Bucket(root), job)
+
+
+def shelf_at(root: Path | str) -> Shelf:
+    """What a root of `root_of` looks like from outside. Raises UsageError when there is no such file system here."""
+    if isinstance(root, Path):
+        return FileShelf(root)
+    from ckptd.ckpt.bucket import Bucket  # only where a URL asks for it
+    from ckptd.ckpt.shelf_objects import ObjectShelf
+
+    return ObjectShelf(Bucket(root))

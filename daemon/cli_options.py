@@ -53,6 +53,8 @@ TlsDir = Annotated[
 ]
 FromStorage = Annotated[
     str | None,
-    typer.Option("--storage", help="Look at this storage directory itself; no daemon is asked.", show_default=False),
+    typer.Option(
+        "--storage", help="Look at this storage itself, a directory or a URL; no daemon is asked.", show_default=False
+    ),
 ]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]

@@ -10,7 +10,7 @@ import pytest
 
 from ckptd.ckpt.directory import Directory
 from ckptd.ckpt.errors import UsageError
-from ckptd.ckpt.places import directory_of, place_at, root_of
+from ckptd.ckpt.places import place_at, root_of
 from ckptd.ckpt.settings import read
 
 
@@ -64,9 +64,3 @@ def test_no_package_of_a_store_is_imported_before_a_url_asks_for_it() -> None:
     )
     found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60)
     assert found.stdout.strip() == "[]"
-
-
-def test_what_works_on_directories_refuses_an_object_store(tmp_path: Path) -> None:
-    assert directory_of(str(tmp_path)) == directory_of(tmp_path) == tmp_path
-    with pytest.raises(UsageError, match="s3://bucket/prefix: an object store, and this works on directories"):
-        directory_of("s3://bucket/prefix")
