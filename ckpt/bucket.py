@@ -24,10 +24,11 @@ from ckptd.ckpt.place import Done
 
 log = logging.getLogger(__name__)
 
-EXTRAS = {"s3": "ckptd[s3]", "s3a": "ckptd[s3]"}
-"""What brings the file system of a protocol."""
+EXTRAS = {"s3": "ckptd[s3]", "s3a": "ckptd[s3]", "gs": "ckptd[gcs]", "gcs": "ckptd[gcs]"}
+"""What brings the file system of a protocol, for those that are tested with ckptd."""
+_S3 = ("s3", "s3a")
 _TIMES = ("LastModified", "last_modified", "mtime", "modified", "updated", "created")
-_NO_BUCKET = re.compile(r"NoSuchBucket|/b/[^/]+/o(\?|$)")
+_NO_BUCKET = re.compile(r"NoSuchBucket|(^|/)b/[^/]+/o(\?|$)")
 """How S3 says so; and the URL of a bucket's listing, which is missing only with the bucket, in gcsfs's error."""
 STOPPING = "the daemon is stopping"
 T = TypeVar("T")
@@ -272,7 +273,7 @@ def _open(url: str) -> tuple[Any, str]:
 
     protocol = url.partition("://")[0]
     options: dict[str, Any] = {"skip_instance_cache": True, "use_listings_cache": False}
-    if protocol in EXTRAS:
+    if protocol in _S3:
         bounds = {"connect_timeout": 5, "read_timeout": 30, "max_pool_connections": 32, "retries": {"max_attempts": 0}}
         configured = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
         options["config_kwargs"] = {**bounds, **configured}
@@ -283,6 +284,8 @@ def _open(url: str) -> tuple[Any, str]:
         raise UsageError(f"storage {url}: {error}; {advice}") from error
     except ValueError as error:  # no such protocol, or not a URL that it takes
         raise UsageError(f"storage {url}: {error}; expected a directory or the URL of an object store") from error
-    if protocol in EXTRAS:
+    except Exception as error:
+        raise StorageError(f"cannot open {url}: {said(error)}; check the storage's credentials and settings") from error
+    if protocol in _S3:
         fs.retries = 1  # `insist` does that, and says so
     return fs, str(root).rstrip("/")

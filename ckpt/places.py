@@ -13,6 +13,14 @@ from ckptd.ckpt.shelf_files import FileShelf
 
 _URL = re.compile(r"([a-z][a-z0-9+.-]*)://(.*)", re.IGNORECASE | re.DOTALL)
 
+_NO_STORES = {
+    "ckptd": "that is what reads steps, not where they are kept",
+    "memory": "what is written there is gone with the process that wrote it",
+    "http": "nothing can be written there",
+    "https": "nothing can be written there",
+}
+"""File systems of fsspec, and our own, that can't keep anything."""
+
 
 def root_of(text: str) -> Path | str:
     """A storage root as it was given: an absolute path, or a URL without a slash at its end. Raises UsageError."""
@@ -22,8 +30,12 @@ def root_of(text: str) -> Path | str:
     protocol, rest = match[1].lower(), match[2].rstrip("/")
     if protocol in ("file", "local"):
         return Path(f"/{rest.lstrip('/')}")
+    if protocol in _NO_STORES:
+        raise UsageError(
+            f"storage {text!r}: {_NO_STORES[protocol]}; expected a directory, or an object store as in s3://bucket/prefix"
+        )
     names = rest.split("/")
-    if protocol == "ckptd" or "" in names or ".." in names or not rest.isprintable() or set("?#:*[]") & set(rest):
+    if "" in names or ".." in names or not rest.isprintable() or set("?#:*[]") & set(rest):
         raise UsageError(f"storage {text!r}: expected a directory, or an object store as in s3://bucket/prefix")
     return f"{protocol}://{rest}"
 

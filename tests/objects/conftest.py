@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
 from collections.abc import Iterator
 
 import pytest
 from tests.objects.s3 import KEYS, Gate, Server, served
+
+# gcsfs reads it when it is imported: else it asks Google about each bucket by ways that lead past the server of the tests.
+os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
 
 
 @pytest.fixture(scope="module")
