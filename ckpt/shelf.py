@@ -13,6 +13,7 @@ from typing import Protocol
 from ckptd.ckpt import manifest
 from ckptd.ckpt.errors import CorruptionError
 from ckptd.ckpt.model import Version
+from ckptd.ckpt.place import Place
 from ckptd.ckpt.retention import Kept
 
 
@@ -54,6 +55,9 @@ class Shelf(Protocol):
     @property
     def where(self) -> str:
         """The root in words of a user: a path or a URL."""
+
+    def place(self, job: str) -> Place:
+        """Where a job's steps are read, written and removed."""
 
     def jobs(self) -> list[str]:
         """The jobs that have steps, or beginnings of some."""

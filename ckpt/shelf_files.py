@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ckptd.ckpt import disk, manifest
+from ckptd.ckpt.directory import Directory
 from ckptd.ckpt.errors import StorageError
 from ckptd.ckpt.model import JOB_NAME, Version
+from ckptd.ckpt.place import Place
 from ckptd.ckpt.shelf import Leftover, Published, judged
 
 _UNPUBLISHED = (".writing-", ".removing-")
@@ -28,6 +30,9 @@ class FileShelf:
     @property
     def where(self) -> str:
         return str(self._root)
+
+    def place(self, job: str) -> Place:
+        return Directory(self._root, job)
 
     def jobs(self) -> list[str]:
         return [path.name for path in _entries(self._root) if JOB_NAME.fullmatch(path.name) and _has_steps(path)]

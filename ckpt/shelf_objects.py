@@ -13,7 +13,8 @@ from ckptd.ckpt import manifest
 from ckptd.ckpt.bucket import Bucket, Object
 from ckptd.ckpt.errors import StorageError
 from ckptd.ckpt.model import JOB_NAME, Version
-from ckptd.ckpt.objects import OURS, PARALLEL, SUMS
+from ckptd.ckpt.objects import OURS, PARALLEL, SUMS, Objects
+from ckptd.ckpt.place import Place
 from ckptd.ckpt.shelf import Leftover, Published, judged
 from ckptd.ckpt.uploads import Upload, Uploads, is_offered
 
@@ -30,6 +31,9 @@ class ObjectShelf:
     @property
     def where(self) -> str:
         return self._bucket.url
+
+    def place(self, job: str) -> Place:
+        return Objects(self._bucket, job)
 
     def jobs(self) -> list[str]:
         names = {name for name, found in self._bucket.below(self._bucket.root).items() if found is None}

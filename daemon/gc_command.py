@@ -79,7 +79,7 @@ def gc(
         again = outlook(shelf, name, rule, time.time())  # the job may have gone on while nobody answered
         found = Outlook(_both(found.steps, again.steps), _both(found.leftovers, again.leftovers), (), ())
     if removes:
-        _remove(shelf, Storage(root_of(storage), name), found)
+        _remove(shelf, Storage(shelf.place(name), name), found)
     show(_content(shelf, name, found, removed=removes), as_json, _table)
 
 

@@ -43,11 +43,11 @@ def list_storage(storage: str, job: str | None, as_json: bool) -> None:
 
 def verify_storage(storage: str, job: str | None, as_json: bool) -> None:
     """Check every byte of the steps of one job, or of all, below a storage root. Ends with 1 when one of them fails."""
-    root = root_of(storage)
-    names = shelf_at(root).jobs() if job is None else [check_job_name(job)]
+    shelf = shelf_at(root_of(storage))
+    names = shelf.jobs() if job is None else [check_job_name(job)]
     rows: list[dict[str, Any]] = []
     for name in names:
-        kept = Storage(root, name)
+        kept = Storage(shelf.place(name), name)
         steps, problems = kept.steps()
         rows += [{"kind": "file", "what": problem, "ok": False, "reason": problem} for problem in problems]
         work: dict[str, int] = {"done": 0, "total": sum(image.size for step in steps for image in step.manifest.images)}
@@ -57,7 +57,7 @@ def verify_storage(storage: str, job: str | None, as_json: bool) -> None:
                     rows.append(row | {"job": name})
                     work["done"] += row["bytes"]
     ok = all(row["ok"] for row in rows)
-    show({"storage": str(root), "ok": ok, "checked": rows}, as_json, tables.checks)
+    show({"storage": shelf.where, "ok": ok, "checked": rows}, as_json, tables.checks)
     if not ok:
         raise typer.Exit(1)
 

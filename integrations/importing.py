@@ -50,9 +50,13 @@ def import_step(asked: dict[str, Any]) -> dict[str, Any]:
     with content_at(Path(asked["source"]), asked["memory"], asked["time_s"]) as content:
         images, restorable = images_of(content, job)
         version = Version(EPOCH, _step(asked["step"], content, restorable=restorable))
-        check_new(shelf_at(root), job, version)
+        shelf = shelf_at(root)
+        check_new(shelf, job, version)
         total, largest = sum(image.layout.size for image in images), max(image.layout.size for image in images)
-        with contextlib.closing(Storage(root, job)) as storage, target(root, job, storage, total, largest) as keep:
+        with (
+            contextlib.closing(Storage(shelf.place(job), job)) as storage,
+            target(root, job, storage, total, largest) as keep,
+        ):
             tell = Teller(total if isinstance(root, Path) else 2 * total)  # made, then sent
             try:
                 made = [keep(version, rank, image, tell.add) for rank, image in enumerate(images)]

@@ -1,4 +1,4 @@
-"""Google Cloud Storage, by a server that speaks its protocol: what works on S3 works there, without parts that are resumed."""
+"""Google Cloud Storage, by a server of its protocol: what works on S3 works there, without parts that are resumed."""
 
 from __future__ import annotations
 
