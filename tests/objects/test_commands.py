@@ -18,7 +18,7 @@ from tests.console import Run, console
 from tests.exchange.contents import told
 from tests.objects.s3 import Fault, Gate
 from torch import nn
-from torch.distributed.checkpoint import load
+from torch.distributed.checkpoint.state_dict_loader import load
 
 from ckptd import Checkpointer
 from ckptd.ckpt.bucket import Bucket
@@ -232,6 +232,30 @@ def test_a_step_that_is_removed_in_part(run: Run, url: str, bucket: Bucket) -> N
     assert (code, "is missing; it was removed in part" in err) == (1, True)
 
 
+def test_names_that_lead_elsewhere(run: Run, url: str, bucket: Bucket) -> None:
+    """Keys of a bucket may hold anything: `..` and the like are no jobs, steps or files of ours, and are left alone."""
+    persist(url, 7, 8)
+    strange = [f"{name}/step-000000000009.e0001/manifest.json" for name in ("..", "j/..", "j/../j", "../../etc", ".j")]
+    strange += ["j/step-000000000007.e0001/../rank-00000.safetensors", "j/step-000000000007.e0001/a/rank-00000.sums"]
+    name, _, prefix = bucket.root.partition("/")
+    for key in strange:
+        bucket.ask("put", "call_s3", "put_object", Bucket=name, Key=f"{prefix}/{key}", Body=b"{}")
+    found = json.loads(run("list", "--storage", url, "--json")[1])
+    assert [(item["job"], [row["step"] for row in item["steps"]]) for item in found["jobs"]] == [("j", [8, 7])]
+    assert run("gc", "--storage", url, "--job", "j", "--keep-last", 1, "--yes")[0] == 0
+    assert listed(run, url, "j") == {8: True}
+    listing = bucket.ask("look", "call_s3", "list_objects_v2", Bucket=name)["Contents"]
+    assert {f"{prefix}/{key}" for key in strange} <= {item["Key"] for item in listing}
+
+
+def test_the_doctor_looks_at_a_bucket(run: Run, url: str, gate: Gate, tmp_path: Path) -> None:
+    """At that of the URL: an object comes and goes."""
+    where = ("--run-dir", tmp_path / "run", "--segment-dir", tmp_path / "s")
+    rows = json.loads(run("doctor", "--storage", url, *where, "--json")[1])["checks"]
+    assert f"{url}: an object was written, read and removed" in [row["found"] for row in rows]
+    assert gate.count(r"^PUT .*\.doctor-") == 1
+
+
 class Training:
     """A model whose image comes down in several ranges."""
 
@@ -257,8 +281,9 @@ def checkpointing(url: str, folder: Path, training: Training) -> Iterator[Checkp
         config = Config(job="j", run_dir=folder, segment_dir=segments / "s", storage=url, persist_every=1).validate()
         with daemon_here(config):
             client = Client(config.run_dir, "j")
-            objects = {"model": training.model, "optimizer": training.optimizer}
-            with Checkpointer(job="j", channel=client, on_error="raise", **objects) as made:
+            with Checkpointer(
+                job="j", channel=client, on_error="raise", model=training.model, optimizer=training.optimizer
+            ) as made:
                 yield made
 
 
