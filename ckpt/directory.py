@@ -116,9 +116,8 @@ class Directory:
 
             try:
                 return [sum_ for sums in pool.map(take, range(0, len(into), disk.CHUNK)) for sum_ in sums]
-            except BaseException:
+            finally:
                 pool.shutdown(cancel_futures=True)  # of one that fails no more is read
-                raise
 
     def chunks(self, version: Version, image: Image) -> Iterator[memoryview]:
         return disk.chunks(self._published(version) / manifest.file_name(image.rank), image.size)

@@ -28,6 +28,9 @@ from ckptd.daemon.cli_options import (
     FromStorage,
     GroupSize,
     Job,
+    KeepEvery,
+    KeepFor,
+    KeepLast,
     Parity,
     RunDir,
     Slots,
@@ -103,15 +106,9 @@ def serve(
         str | None,
         typer.Option(help="Steps (500), a time (10min), or auto (default 0: never persist).", show_default=False),
     ] = None,
-    keep_last: Annotated[
-        int | None, typer.Option(help="Persisted steps to keep, 2 or more (default 0: all).", show_default=False)
-    ] = None,
-    keep_every: Annotated[
-        int | None, typer.Option(help="Of the older ones keep every multiple of so many steps.", show_default=False)
-    ] = None,
-    keep_for: Annotated[
-        str | None, typer.Option(help="And all that are younger, as 12h, 7d or 2w.", show_default=False)
-    ] = None,
+    keep_last: KeepLast = None,
+    keep_every: KeepEvery = None,
+    keep_for: KeepFor = None,
     secret_file: Annotated[
         Path | None,
         typer.Option(help="A file of mode 0600 with the job's secret; needed with several nodes.", show_default=False),

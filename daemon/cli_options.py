@@ -51,6 +51,13 @@ TlsDir = Annotated[
     Path | None,
     typer.Option(help="This node's files of `ckptd certs`: encrypts all that daemons send.", show_default=False),
 ]
+KeepLast = Annotated[
+    int | None, typer.Option(help="Persisted steps to keep, 2 or more (default 0: all).", show_default=False)
+]
+KeepEvery = Annotated[
+    int | None, typer.Option(help="Of the older ones keep every multiple of so many steps.", show_default=False)
+]
+KeepFor = Annotated[str | None, typer.Option(help="And all that are younger, as 12h, 7d or 2w.", show_default=False)]
 FromStorage = Annotated[
     str | None,
     typer.Option(

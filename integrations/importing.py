@@ -58,13 +58,11 @@ def import_step(asked: dict[str, Any]) -> dict[str, Any]:
             target(root, job, storage, total, largest) as keep,
         ):
             tell = Teller(total if isinstance(root, Path) else 2 * total)  # made, then sent
-            try:
+            with contextlib.ExitStack() as undo:
+                undo.callback(_abandon, storage, version)
                 made = [keep(version, rank, image, tell.add) for rank, image in enumerate(images)]
                 storage.publish(version, made)
-            except BaseException:
-                with contextlib.suppress(StorageError):  # what began it is said
-                    storage.abandon(version)
-                raise
+                undo.pop_all()
             _check_published(storage, version, made)
     return {
         "job": job, "epoch": version.epoch, "step": version.step, "ranks": len(images), "bytes": total,
@@ -72,6 +70,11 @@ def import_step(asked: dict[str, Any]) -> dict[str, Any]:
         "loads": "Checkpointer.restore" if restorable else "ckptd.dcp.load",
         "directory": f"{root}/{job}/{manifest.dir_name(version)}",
     }  # fmt: skip
+
+
+def _abandon(storage: Storage, version: Version) -> None:
+    with contextlib.suppress(StorageError):  # it is said why the import failed, and `ckptd gc` finds what is left
+        storage.abandon(version)
 
 
 def check_new(shelf: Shelf, job: str, version: Version) -> None:
