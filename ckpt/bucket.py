@@ -224,7 +224,7 @@ class Bucket:
         return {
             name[len(start) :]: Object(int(item["size"]), time_of(item))
             for name, item in named.items()
-            if name.startswith(start)
+            if name.startswith(start) and item["type"] == "file"
         }
 
     def objects(self, prefix: str) -> dict[str, Object]:

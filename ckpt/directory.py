@@ -18,8 +18,9 @@ from ckptd.ckpt.model import Image, Version
 from ckptd.ckpt.pieces import digest_of, sums_of
 from ckptd.ckpt.place import Committed, Done
 
+PART = disk.CHUNK
 READERS = 4
-"""How many chunks of an image are read, and summed, at a time: file servers give more to several."""
+"""How many parts of an image are read, and summed, at a time: file servers give more to several."""
 
 
 class Directory:
@@ -109,13 +110,13 @@ class Directory:
         with disk.reading(path, len(into)) as fill, ThreadPoolExecutor(READERS, "files to read") as pool:
 
             def take(start: int) -> list[int]:
-                chunk = into[start : start + disk.CHUNK]
-                fill(chunk, start)
-                done(len(chunk))
-                return sums_of(chunk)
+                part = into[start : start + PART]
+                fill(part, start)
+                done(len(part))
+                return sums_of(part)
 
             try:
-                return [sum_ for sums in pool.map(take, range(0, len(into), disk.CHUNK)) for sum_ in sums]
+                return [sum_ for sums in pool.map(take, range(0, len(into), PART)) for sum_ in sums]
             finally:
                 pool.shutdown(cancel_futures=True)  # of one that fails no more is read
 

@@ -20,7 +20,7 @@ from ckptd.ckpt.errors import StorageError
 
 _BLOCK = 4096
 CHUNK = 8 * 1024 * 1024
-"""Bytes that are read or written at once: a whole number of pieces."""
+"""Bytes that are read or written at once: a whole number of pieces, so that they can be summed one by one."""
 _NOT_DIRECT = (errno.EINVAL, errno.EOPNOTSUPP)
 """What a file system that has no O_DIRECT says, or one that would have the bytes aligned otherwise."""
 UNFINISHED = ".tmp"

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from tests.payload import flip
 
-from ckptd.ckpt import directory, disk, manifest
+from ckptd.ckpt import directory, manifest
 from ckptd.ckpt.errors import CorruptionError, StorageError
 from ckptd.ckpt.model import PIECE, Image, Version
 from ckptd.ckpt.pieces import digest_of, sums_of
@@ -234,8 +234,8 @@ def test_checking_needs_no_memory_for_the_file(storage: Storage) -> None:
 
 
 def test_a_file_is_checked_while_it_is_read(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several chunks at a time: as many are summed together as are read, and what was damaged in any of them is found."""
-    monkeypatch.setattr(disk, "CHUNK", PIECE)
+    """Several parts at a time: as many are summed together as are read, and what was damaged in any of them is found."""
+    monkeypatch.setattr(directory, "PART", PIECE)
     size = 8 * PIECE + 100
     data = random.Random(3).randbytes(size)
     image = image_of(0, data)
@@ -243,10 +243,10 @@ def test_a_file_is_checked_while_it_is_read(storage: Storage, monkeypatch: pytes
     storage.publish(V12, [image])
     together, real = threading.Barrier(directory.READERS), sums_of
 
-    def summed(chunk: memoryview) -> list[int]:
-        if len(chunk) == PIECE:
+    def summed(part: memoryview) -> list[int]:
+        if len(part) == PIECE:
             together.wait(10.0)
-        return real(chunk)
+        return real(part)
 
     monkeypatch.setattr(directory, "sums_of", summed)
     ((step,), _), into, told = storage.steps(), memoryview(bytearray(size)), list[int]()
