@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
+import re
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from typing import Any, TypeVar
 
 from ckptd.ckpt.errors import StorageError, UsageError
@@ -21,8 +24,12 @@ from ckptd.ckpt.place import Done
 
 log = logging.getLogger(__name__)
 
-EXTRAS = {"s3": "ckptd[s3]", "s3a": "ckptd[s3]"}
-"""What brings the file system of a protocol."""
+EXTRAS = {"s3": "ckptd[s3]", "s3a": "ckptd[s3]", "gs": "ckptd[gcs]", "gcs": "ckptd[gcs]"}
+"""What brings the file system of a protocol, for those that are tested with ckptd."""
+_S3 = ("s3", "s3a")
+_TIMES = ("LastModified", "last_modified", "mtime", "modified", "updated", "created")
+_NO_BUCKET = re.compile(r"NoSuchBucket|(^|/)b/[^/]+/o(\?|$)")
+"""How S3 says so; and the URL of a bucket's listing, which is missing only with the bucket, in gcsfs's error."""
 STOPPING = "the daemon is stopping"
 T = TypeVar("T")
 
@@ -42,6 +49,15 @@ class Patience:
 
 class Missing(Exception):
     """There is no such object, upload or bucket: an answer of the store, and no failure."""
+
+
+@dataclass(frozen=True, slots=True)
+class Object:
+    """What a listing says of an object."""
+
+    size: int
+    written_at: float | None
+    """By the store's clock: seconds since 1970; None where it does not say."""
 
 
 class Bucket:
@@ -141,7 +157,10 @@ class Bucket:
                 file.discard()
                 raise
 
-        self.insist(f"write {key}", write)
+        try:
+            self.insist(f"write {key}", write)
+        except Missing as error:
+            raise StorageError(f"cannot write {key}: {error}; check that the bucket exists") from error
 
     def get(self, key: str, start: int, count: int) -> bytes:
         """`count` bytes of an object from `start` on, which must be there."""
@@ -168,26 +187,49 @@ class Bucket:
     def small(self, key: str, limit: int) -> bytes | None:
         """A whole object of at most `limit` bytes; None when there is none."""
         size = self.size(key)
-        if size is None:
-            return None
+        return None if size is None else self.whole(key, size, limit)
+
+    def whole(self, key: str, size: int, limit: int) -> bytes:
+        """An object of `size` bytes, which must be at most `limit`."""
         if size > limit:
             raise StorageError(f"{key} is longer than {limit} bytes; it is not ours")
         return self.get(key, 0, size) if size else b""
 
-    def names(self, prefix: str) -> dict[str, int | None]:
-        """What stands right below a prefix: objects with their sizes, and further prefixes with None."""
+    def below(self, prefix: str) -> dict[str, Object | None]:
+        """What stands right below a prefix: objects, and further prefixes as None. StorageError where there is no bucket."""
         try:
             found = self.ask(f"list {prefix}", "ls", prefix, detail=True)
         except Missing as error:
-            if "NoSuchBucket" in str(error.__cause__.__cause__ if error.__cause__ else ""):
+            if _is_no_bucket(error):
                 raise StorageError(f"cannot list {prefix}: {error}; check the name of the bucket") from error
             return {}
-        below, sizes = prefix.lstrip("/") + "/", dict[str, int | None]()
+        start, named = prefix.lstrip("/") + "/", dict[str, Object | None]()
         for item in found:
             name = str(item["name"]).lstrip("/").rstrip("/")
-            if name.startswith(below):
-                sizes[name[len(below) :]] = int(item["size"]) if item["type"] == "file" else None
-        return sizes
+            if name.startswith(start):
+                is_object = item["type"] == "file"
+                named[name[len(start) :]] = Object(int(item["size"]), time_of(item)) if is_object else None
+        return named
+
+    def tree(self, prefix: str) -> dict[str, Object]:
+        """All objects below a prefix, by the rest of their names, in as few requests as the store allows."""
+        try:
+            found = self.ask(f"list {prefix}", "find", prefix, detail=True)
+        except Missing:
+            found = {}
+        start = prefix.lstrip("/") + "/"
+        named = {str(name).lstrip("/"): item for name, item in found.items()}
+        if not named:
+            self.below(prefix)  # which tells a bucket that is not there from one that has nothing
+        return {
+            name[len(start) :]: Object(int(item["size"]), time_of(item))
+            for name, item in named.items()
+            if name.startswith(start) and item["type"] == "file"
+        }
+
+    def objects(self, prefix: str) -> dict[str, Object]:
+        """The objects among them."""
+        return {name: found for name, found in self.below(prefix).items() if found is not None}
 
     def delete(self, keys: Sequence[str]) -> None:
         """Remove objects; those that are not there are no error."""
@@ -205,12 +247,33 @@ def said(error: BaseException) -> str:
     return text[:200] if text else type(error).__name__
 
 
+def time_of(item: Mapping[str, Any]) -> float | None:
+    """When an object was written, from what a file system's listing says of it; each kind has another word for it."""
+    for name in _TIMES:
+        found = item.get(name)
+        if isinstance(found, datetime):
+            return (found if found.tzinfo else found.replace(tzinfo=timezone.utc)).timestamp()
+        if isinstance(found, float) and math.isfinite(found):
+            return found
+    return None
+
+
+def _is_no_bucket(error: Missing) -> bool:
+    """Whether it is the bucket that is missing, and not only what should be in it."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if _NO_BUCKET.search(str(cause)):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False
+
+
 def _open(url: str) -> tuple[Any, str]:
     import fsspec  # only where a URL asks for it
 
     protocol = url.partition("://")[0]
     options: dict[str, Any] = {"skip_instance_cache": True, "use_listings_cache": False}
-    if protocol in EXTRAS:
+    if protocol in _S3:
         bounds = {"connect_timeout": 5, "read_timeout": 30, "max_pool_connections": 32, "retries": {"max_attempts": 0}}
         configured = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
         options["config_kwargs"] = {**bounds, **configured}
@@ -221,6 +284,8 @@ def _open(url: str) -> tuple[Any, str]:
         raise UsageError(f"storage {url}: {error}; {advice}") from error
     except ValueError as error:  # no such protocol, or not a URL that it takes
         raise UsageError(f"storage {url}: {error}; expected a directory or the URL of an object store") from error
-    if protocol in EXTRAS:
+    except Exception as error:
+        raise StorageError(f"cannot open {url}: {said(error)}; check the storage's credentials and settings") from error
+    if protocol in _S3:
         fs.retries = 1  # `insist` does that, and says so
     return fs, str(root).rstrip("/")

@@ -11,11 +11,13 @@ from ckptd.ckpt.errors import UsageError
 from ckptd.ckpt.groups import map_of
 from ckptd.ckpt.model import GroupMap, check_job_name
 from ckptd.ckpt.policy import MTBF_NODE_S, Cadence, Failures, cadence_of
+from ckptd.ckpt.retention import Rule
 
 MIB = 1024 * 1024
 BANDWIDTH_MIN = MIB
 CPU_SHARE_MIN = 0.01
 SOON_DAYS = 30
+KEEP_MIN = 2
 ACTS = ("restart", "advise")
 
 
@@ -80,6 +82,8 @@ class Config:
     keep_last: int = 0
     """Persisted steps to keep; 0: all. Also kept are those of a multiple of `keep_every`, if that is set."""
     keep_every: int = 0
+    keep_for_s: float = 0.0
+    """And everything that is younger than so many seconds; 0: no matter how young. Alone, the two newest stay as well."""
     slots: int = 3
     """Slots of each rank. Two suffice; three let capture and protection overlap."""
     memory_bytes: int = 0
@@ -113,6 +117,12 @@ class Config:
         return cadence_of(self.persist_every, "persist_every") if self.persist_every else None
 
     @property
+    def retention(self) -> Rule:
+        """Which of the persisted steps stay."""
+        last = self.keep_last or (KEEP_MIN if self.keep_for_s else 0)
+        return Rule(last, self.keep_every, self.keep_for_s or None)
+
+    @property
     def failures(self) -> Failures:
         """How often this job is expected to fail."""
         return Failures(
@@ -143,8 +153,12 @@ class Config:
             )
         if self.keep_last < 0 or self.keep_last == 1 or self.keep_every < 0:
             raise UsageError(
-                f"keep_last {self.keep_last}, keep_every {self.keep_every}: expected 0 (keep all), or 2 or more to keep, as "
-                "a restart may be reading the one before the newest; and 0 or more"
+                f"keep_last {self.keep_last}, keep_every {self.keep_every}: expected 0 (keep all), or {KEEP_MIN} or more to "
+                "keep, as a restart may be reading the one before the newest; and 0 or more"
+            )
+        if not 0.0 <= self.keep_for_s <= 1e10:  # which nan is not either
+            raise UsageError(
+                f"keep_for_s {self.keep_for_s}: expected the seconds that a step stays; 0: no matter how old"
             )
         if self.persistence and self.storage is None:
             raise UsageError("persist_every is set but storage is not; give a directory, or an object store's URL")

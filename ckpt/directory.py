@@ -5,8 +5,10 @@ Until then the directory has a name that no reader accepts.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,7 +16,11 @@ from ckptd.ckpt import disk, manifest
 from ckptd.ckpt.errors import StorageError
 from ckptd.ckpt.model import Image, Version
 from ckptd.ckpt.pieces import digest_of, sums_of
-from ckptd.ckpt.place import Done
+from ckptd.ckpt.place import Committed, Done
+
+PART = disk.CHUNK
+READERS = 4
+"""How many parts of an image are read, and summed, at a time: file servers give more to several."""
 
 
 class Directory:
@@ -28,7 +34,7 @@ class Directory:
         return str(self._directory)
 
     def put(self, version: Version, image: Image, data: memoryview, _sums: Sequence[int], done: Done) -> None:
-        directory = self._unpublished(version)
+        directory = self.unpublished(version)
         disk.make_dir(directory)
         disk.write_durably(directory / manifest.file_name(image.rank), data, done)
         disk.sync_dir(directory)
@@ -37,7 +43,7 @@ class Directory:
     def making(self, version: Version, rank: int, size: int) -> Iterator[Path]:
         """A file of `size` bytes to be filled in place: one rank's image of an uncommitted version, once the block has
         ended well. Raises StorageError."""
-        directory = self._unpublished(version)
+        directory = self.unpublished(version)
         disk.make_dir(directory)
         with disk.filled_in_place(directory / manifest.file_name(rank), size) as path:
             yield path
@@ -45,17 +51,16 @@ class Directory:
 
     def made(self, version: Version, rank: int, size: int) -> Image:
         """Such an image as it stands on the disk, with its digest. Raises StorageError."""
-        path = self._unpublished(version) / manifest.file_name(rank)
+        path = self.unpublished(version) / manifest.file_name(rank)
         return Image(
             rank, size, digest_of([sum_ for chunk in disk.chunks(path, size) for sum_ in sums_of(chunk)], size)
         )
 
     def abandon(self, version: Version) -> None:
-        """Remove what was written of a version that is not to be committed."""
-        shutil.rmtree(self._unpublished(version), ignore_errors=True)
+        shutil.rmtree(self.unpublished(version), ignore_errors=True)
 
     def sizes(self, version: Version, ranks: Iterable[int]) -> Mapping[int, int]:
-        paths = {rank: self._unpublished(version) / manifest.file_name(rank) for rank in ranks}
+        paths = {rank: self.unpublished(version) / manifest.file_name(rank) for rank in ranks}
         return {rank: path.stat().st_size for rank, path in paths.items() if path.exists()}
 
     def is_committed(self, version: Version) -> bool:
@@ -64,7 +69,7 @@ class Directory:
     def commit(self, version: Version, content: bytes) -> None:
         final = self._published(version)
         if not final.exists():
-            directory = self._unpublished(version)
+            directory = self.unpublished(version)
             disk.write_durably(directory / manifest.MANIFEST, content)
             for unfinished in directory.glob(f"*{disk.UNFINISHED}"):  # of a writer that died, or one not needed
                 unfinished.unlink(missing_ok=True)
@@ -77,23 +82,43 @@ class Directory:
         disk.sync_dir(self._directory)
         disk.sync_dir(self._directory.parent)
 
-    def manifests(self) -> Mapping[Version, bytes | StorageError]:
+    def committed(self) -> Mapping[Version, Committed | StorageError]:
         try:
             versions = [version for path in self._directory.iterdir() if (version := manifest.version_of(path.name))]
         except FileNotFoundError:
             return {}  # nothing was ever persisted
         except OSError as error:
             raise StorageError(f"cannot read {self._directory}: {error.strerror}") from error
-        return {version: self._manifest(version) for version in versions}
+        return {version: self._committed(version) for version in versions}
 
-    def _manifest(self, version: Version) -> bytes | StorageError:
+    def _committed(self, version: Version) -> Committed | StorageError:
+        directory = self._published(version)
         try:
-            return disk.read_small(self._published(version) / manifest.MANIFEST, manifest.MANIFEST_MAX)
+            content = disk.read_small(directory / manifest.MANIFEST, manifest.MANIFEST_MAX)
+            with os.scandir(directory) as entries:
+                found = {entry.name: entry.stat() for entry in entries if entry.is_file()}
         except StorageError as error:
             return error
+        except OSError as error:
+            return StorageError(f"cannot read {directory}: {error.strerror}")
+        described = found.get(manifest.MANIFEST)
+        sizes = {name: status.st_size for name, status in found.items()}
+        return Committed(content, sizes, described.st_mtime if described else None)
 
-    def read_into(self, version: Version, image: Image, into: memoryview, done: Done) -> None:
-        disk.read_into(self._published(version) / manifest.file_name(image.rank), into, done)
+    def read_into(self, version: Version, image: Image, into: memoryview, done: Done) -> list[int]:
+        path = self._published(version) / manifest.file_name(image.rank)
+        with disk.reading(path, len(into)) as fill, ThreadPoolExecutor(READERS, "files to read") as pool:
+
+            def take(start: int) -> list[int]:
+                part = into[start : start + PART]
+                fill(part, start)
+                done(len(part))
+                return sums_of(part)
+
+            try:
+                return [sum_ for sums in pool.map(take, range(0, len(into), PART)) for sum_ in sums]
+            finally:
+                pool.shutdown(cancel_futures=True)  # of one that fails no more is read
 
     def chunks(self, version: Version, image: Image) -> Iterator[memoryview]:
         return disk.chunks(self._published(version) / manifest.file_name(image.rank), image.size)
@@ -121,7 +146,8 @@ class Directory:
     def _published(self, version: Version) -> Path:
         return self._directory / manifest.dir_name(version)
 
-    def _unpublished(self, version: Version) -> Path:
+    def unpublished(self, version: Version) -> Path:
+        """The directory of a version that is being written."""
         return self._directory / f".writing-{manifest.dir_name(version)}"
 
     def _removing(self, version: Version) -> Path:

@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import io
 import mmap
 import os
 import secrets
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 from ckptd.ckpt.errors import StorageError
 
 _BLOCK = 4096
-_CHUNK = 8 * 1024 * 1024  # a whole number of pieces
+CHUNK = 8 * 1024 * 1024
+"""Bytes that are read or written at once: a whole number of pieces, so that they can be summed one by one."""
+_NOT_DIRECT = (errno.EINVAL, errno.EOPNOTSUPP)
+"""What a file system that has no O_DIRECT says, or one that would have the bytes aligned otherwise."""
 UNFINISHED = ".tmp"
 """How the names of files end that are being written, or were when their writer died."""
 
@@ -43,26 +47,37 @@ def write_durably(path: Path, data: memoryview | bytes, progress: Callable[[int]
 
 
 def _write_direct(path: Path, data: memoryview, progress: Callable[[int], None] | None) -> bool:
-    """Write with O_DIRECT; False where the file system or the buffer's alignment does not allow it."""
-    if len(data) < _CHUNK or not hasattr(os, "O_DIRECT"):
+    """Write with O_DIRECT; False where the file system or the buffer's alignment does not allow it. All progress is taken
+    back then."""
+    if len(data) < CHUNK or not hasattr(os, "O_DIRECT"):
         return False
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_DIRECT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        if error.errno == errno.EINVAL:
+        if error.errno in _NOT_DIRECT:
             return False
         raise
+    told = 0
+
+    def tell(count: int) -> None:
+        nonlocal told
+        told += count
+        if progress:
+            progress(count)
+
     try:
         body = len(data) // _BLOCK * _BLOCK
-        _write_all(descriptor, data[:body], progress)
+        _write_all(descriptor, data[:body], tell)
         if body < len(data):
             last = mmap.mmap(-1, _BLOCK)  # the tail goes out as one padded block; the length is cut afterwards
             last[: len(data) - body] = data[body:]
             _write_all(descriptor, memoryview(last), None)
+            tell(len(data) - body)
             os.ftruncate(descriptor, len(data))
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno == errno.EINVAL:
+        tell(-told)
+        if error.errno in _NOT_DIRECT:
             return False
         raise
     finally:
@@ -81,7 +96,7 @@ def _write_buffered(path: Path, data: memoryview, progress: Callable[[int], None
 
 def _write_all(descriptor: int, data: memoryview, progress: Callable[[int], None] | None) -> None:
     while data:
-        written = os.write(descriptor, data[:_CHUNK])
+        written = os.write(descriptor, data[:CHUNK])
         data = data[written:]
         if progress:
             progress(written)
@@ -135,45 +150,41 @@ def sync_dir(path: Path) -> None:
         raise StorageError(f"cannot sync {path}: {error.strerror}") from error
 
 
-def read_into(path: Path, into: memoryview, progress: Callable[[int], None] | None = None) -> None:
-    """Fill `into` from the start of a file that must be exactly as long. Raises StorageError."""
-    with _reading(path, len(into)) as file:
-        while into:
-            count = min(len(into), _CHUNK)
-            _fill(file, into[:count], path)
-            into = into[count:]
-            if progress:
-                progress(count)
+class Fill(Protocol):
+    """Fills a buffer with what a file has from `start` on. From any thread. Raises StorageError."""
 
-
-def chunks(path: Path, size: int) -> Iterator[memoryview]:
-    """The content of a file of exactly `size` bytes, 8 MiB at a time; each is valid until the next. Raises StorageError."""
-    buffer = memoryview(bytearray(min(size, _CHUNK)))
-    with _reading(path, size) as file:
-        for start in range(0, size, _CHUNK):
-            chunk = buffer[: min(size - start, _CHUNK)]
-            _fill(file, chunk, path)
-            yield chunk
+    def __call__(self, into: memoryview, start: int, /) -> None: ...
 
 
 @contextlib.contextmanager
-def _reading(path: Path, size: int) -> Iterator[io.FileIO]:
+def reading(path: Path, size: int) -> Iterator[Fill]:
+    """A file that must have exactly `size` bytes, to be read in any order. Raises StorageError."""
     try:
         with path.open("rb", buffering=0) as file:
             found = os.fstat(file.fileno()).st_size
             if found != size:
                 raise StorageError(f"{path} has {found} bytes, expected {size}; it is damaged or not ours")
-            yield file
+            yield partial(_fill, file.fileno(), path)
     except OSError as error:
         raise StorageError(f"cannot read {path}: {error.strerror}") from error
 
 
-def _fill(file: io.FileIO, into: memoryview, path: Path) -> None:
+def _fill(descriptor: int, path: Path, into: memoryview, start: int) -> None:
     while into:
-        got = file.readinto(into)
+        got = os.preadv(descriptor, [into], start)
         if not got:
             raise StorageError(f"{path} ended early")
-        into = into[got:]
+        into, start = into[got:], start + got
+
+
+def chunks(path: Path, size: int) -> Iterator[memoryview]:
+    """The content of a file of exactly `size` bytes, 8 MiB at a time; each is valid until the next. Raises StorageError."""
+    buffer = memoryview(bytearray(min(size, CHUNK)))
+    with reading(path, size) as fill:
+        for start in range(0, size, CHUNK):
+            chunk = buffer[: min(size - start, CHUNK)]
+            fill(chunk, start)
+            yield chunk
 
 
 def read_small(path: Path, limit: int) -> bytes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +50,15 @@ def version_of(name: str) -> Version | None:
 def file_name(rank: int) -> str:
     """The file of a rank's image in a persisted step."""
     return f"rank-{rank:05d}.safetensors"
+
+
+def missing(manifest: Manifest, sizes: Mapping[str, int]) -> str:
+    """The first file that is not there with its size, and what is; '' when all are. `sizes`: the bytes of each by name."""
+    for image in manifest.images:
+        name = file_name(image.rank)
+        if (found := sizes.get(name)) != image.size:
+            return f"{name} {'is missing' if found is None else f'has {found} bytes, expected {image.size}'}"
+    return ""
 
 
 def encode(manifest: Manifest) -> bytes:

@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import logging
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, Protocol
 
-from ckptd.ckpt.bucket import Bucket, Missing
+from ckptd.ckpt.bucket import Missing
 from ckptd.ckpt.errors import StorageError
 from ckptd.ckpt.place import Done
-
-log = logging.getLogger(__name__)
+from ckptd.ckpt.uploads import Uploads
 
 PARTS_MAX = 10_000
 _BEGINNINGS = 3
@@ -31,16 +29,11 @@ class Ahead(Protocol):
     def __call__(self, tasks: Iterable[Callable[[], str]], /) -> Iterator[str]: ...
 
 
-def is_offered(bucket: Bucket) -> bool:
-    """Whether the file system gives access to S3's own calls."""
-    return hasattr(bucket.fs, "_call_s3")
-
-
 class Multipart:
     """Uploads to a bucket of S3's kind."""
 
-    def __init__(self, bucket: Bucket, ahead: Ahead) -> None:
-        self._bucket, self._ahead = bucket, ahead
+    def __init__(self, uploads: Uploads, ahead: Ahead) -> None:
+        self._uploads, self._ahead = uploads, ahead
 
     def put(self, key: str, data: memoryview, part: int, done: Done) -> None:
         """Write an object, seen when it is whole, in parts of `part` bytes or more. Raises StorageError."""
@@ -90,50 +83,14 @@ class Multipart:
 
     def _resumed(self, key: str, parts: list[memoryview]) -> tuple[str, dict[int, str]] | None:
         """The newest upload of this object of which there is something, and nothing else, and the tags of what is there."""
-        found = self._pages(
-            "list_multipart_uploads", "Uploads", ("KeyMarker", "UploadIdMarker"), Prefix=self._name(key)
-        )
-        mine = [item for item in found if item["Key"] == self._name(key)]
-        for item in sorted(mine, key=lambda item: str(item["Initiated"]), reverse=True):
-            upload, there = str(item["UploadId"]), dict[int, str]()
-            with contextlib.suppress(Missing):
-                options = {"Key": self._name(key), "UploadId": upload}
-                for part in self._pages("list_parts", "Parts", ("PartNumberMarker",), **options):
-                    there[int(part["PartNumber"])] = str(part["ETag"])
-                if there and all(_is_of(parts, number, tag) for number, tag in there.items()):
-                    return upload, there
+        for upload in sorted(self._uploads.of(key), key=lambda upload: upload.begun_at, reverse=True):
+            there = {part.number: part.tag for part in self._uploads.parts(upload)}
+            if there and all(_is_of(parts, number, tag) for number, tag in there.items()):
+                return upload.id, there
         return None
 
-    def sweep(self, prefix: str, is_done: Callable[[str], bool]) -> None:
-        """Abort the uploads below a prefix of which `is_done` says so, by the rest of their names. Raises StorageError."""
-        below = self._name(prefix) + "/"
-        found = self._pages("list_multipart_uploads", "Uploads", ("KeyMarker", "UploadIdMarker"), Prefix=below)
-        for item in found:
-            key = str(item["Key"])
-            if key.startswith(below) and is_done(key[len(below) :]):
-                with contextlib.suppress(Missing):
-                    what = f"abort an upload of {key}"
-                    self._s3(what, "abort_multipart_upload", Key=key, UploadId=item["UploadId"])
-
-    def _pages(self, method: str, field: str, markers: tuple[str, ...], **options: Any) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = []
-        while True:
-            page = self._s3(f"look for uploads below {self._bucket.root}", method, **options)
-            found += page.get(field) or []
-            if not page.get("IsTruncated"):
-                return found
-            options |= {marker: page[f"Next{marker}"] for marker in markers}
-
     def _call(self, what: str, method: str, key: str, **options: Any) -> Any:
-        return self._s3(what, method, Key=self._name(key), **options)
-
-    def _s3(self, what: str, method: str, **options: Any) -> Any:
-        bucket = self._bucket.fs.split_path(self._bucket.root)[0]
-        return self._bucket.ask(what, "call_s3", method, Bucket=bucket, **options)
-
-    def _name(self, key: str) -> str:
-        """An object's name in its bucket."""
-        return str(self._bucket.fs.split_path(key)[1])
+        return self._uploads.call(what, method, Key=self._uploads.name(key), **options)
 
 
 def _is_of(parts: list[memoryview], number: int, tag: str) -> bool:

@@ -19,18 +19,24 @@ from ckptd.ckpt import manifest
 from ckptd.ckpt.bucket import STOPPING, Bucket
 from ckptd.ckpt.errors import CorruptionError, StorageError
 from ckptd.ckpt.model import PIECE, Image, Version
-from ckptd.ckpt.multipart import Multipart, is_offered
+from ckptd.ckpt.multipart import Multipart
 from ckptd.ckpt.pieces import digest_of, sums_of
-from ckptd.ckpt.place import Done
+from ckptd.ckpt.place import Committed, Done
+from ckptd.ckpt.uploads import Uploads, is_offered
 
 log = logging.getLogger(__name__)
 
 PART = 8 * 1024 * 1024
 """A whole number of pieces; small enough that eight of them are no memory to speak of, large enough for the store."""
 PARALLEL = 8
+SUMS = ".sums"
+"""How the names of the objects end that vouch for an image."""
 _READS = 3
 """How often a range is read before its pieces count as damaged where they are kept."""
-_OURS = re.compile(r"rank-\d{5,}\.(safetensors|sums)|manifest\.json")
+OURS = re.compile(r"rank-\d{5,}\.(safetensors|sums)|manifest\.json")
+"""The names of what makes up a step; whatever else stands beside it is somebody else's."""
+_Range = tuple[bytes, list[int]]
+"""The bytes of a range, and the sums of its pieces."""
 T = TypeVar("T")
 
 
@@ -43,7 +49,9 @@ class Objects:
         self._bucket, self._job, self._part = bucket, job, part
         self._readers = ThreadPoolExecutor(PARALLEL, "objects to read")
         self._senders = ThreadPoolExecutor(PARALLEL, "objects to send")  # a restart waits for no upload that is stuck
-        self._multipart = Multipart(bucket, partial(self._in_order, self._senders)) if is_offered(bucket) else None
+        self._uploads = Uploads(bucket) if is_offered(bucket) else None
+        ahead = partial(self._in_order, self._senders)
+        self._multipart = Multipart(self._uploads, ahead) if self._uploads else None
 
     @property
     def where(self) -> str:
@@ -67,9 +75,9 @@ class Objects:
         self._bucket.put(mark, struct.pack(f"<{len(sums)}Q", *sums))
 
     def sizes(self, version: Version, ranks: Iterable[int]) -> Mapping[int, int]:
-        found = self._bucket.names(self._key(version))
-        whole = {rank: found.get(manifest.file_name(rank)) for rank in ranks if found.get(sums_name(rank))}
-        return {rank: size for rank, size in whole.items() if size is not None}
+        found = self._bucket.objects(self._key(version))
+        names = {rank: manifest.file_name(rank) for rank in ranks if sums_name(rank) in found}
+        return {rank: found[name].size for rank, name in names.items() if name in found}
 
     def is_committed(self, version: Version) -> bool:
         return self._bucket.size(self._key(version, manifest.MANIFEST)) is not None
@@ -80,32 +88,37 @@ class Objects:
 
     # ---- reading --------------------------------------------------------------------------------------
 
-    def manifests(self) -> Mapping[Version, bytes | StorageError]:
+    def committed(self) -> Mapping[Version, Committed | StorageError]:
         versions = self._versions()
-        contents = self._in_order(self._readers, (partial(self._manifest, version) for version in versions))
-        return {version: found for version, found in zip(versions, contents, strict=True) if found is not None}
+        found = self._in_order(self._readers, (partial(self._committed, version) for version in versions))
+        return {version: one for version, one in zip(versions, found, strict=True) if one is not None}
 
-    def _manifest(self, version: Version) -> bytes | StorageError | None:
+    def _committed(self, version: Version) -> Committed | StorageError | None:
         try:
-            return self._bucket.small(self._key(version, manifest.MANIFEST), manifest.MANIFEST_MAX)
+            found = self._bucket.objects(self._key(version))
+            described = found.get(manifest.MANIFEST)
+            if described is None:
+                return None
+            content = self._bucket.whole(self._key(version, manifest.MANIFEST), described.size, manifest.MANIFEST_MAX)
         except StorageError as error:
             return error
+        return Committed(content, {name: one.size for name, one in found.items()}, described.written_at)
 
-    def read_into(self, version: Version, image: Image, into: memoryview, done: Done) -> None:
-        def take(read: Callable[[], bytes], start: int) -> None:
-            data = read()
+    def read_into(self, version: Version, image: Image, into: memoryview, done: Done) -> list[int]:
+        def take(read: Callable[[], _Range], start: int) -> list[int]:
+            data, sums = read()
             into[start : start + len(data)] = data
             done(len(data))
+            return sums
 
-        for _ in self._in_order(
-            self._readers, (partial(take, read, start) for start, read in self._ranges(version, image))
-        ):
-            pass
+        tasks = (partial(take, read, start) for start, read in self._ranges(version, image))
+        return [sum_ for sums in self._in_order(self._readers, tasks) for sum_ in sums]
 
     def chunks(self, version: Version, image: Image) -> Iterator[memoryview]:
-        return map(memoryview, self._in_order(self._readers, (read for _, read in self._ranges(version, image))))
+        ranges = self._in_order(self._readers, (read for _, read in self._ranges(version, image)))
+        return (memoryview(data) for data, _ in ranges)
 
-    def _ranges(self, version: Version, image: Image) -> Iterator[tuple[int, Callable[[], bytes]]]:
+    def _ranges(self, version: Version, image: Image) -> Iterator[tuple[int, Callable[[], _Range]]]:
         """What makes up an image of the expected size: where each range begins, and how to read it."""
         key = self._key(version, manifest.file_name(image.rank))
         size = self._bucket.size(key)
@@ -117,13 +130,12 @@ class Objects:
             expected = sums[start // PIECE :][: -(-count // PIECE)] if sums else None
             yield start, partial(self._range, key, start, count, expected)
 
-    def _range(self, key: str, start: int, count: int, expected: list[int] | None) -> bytes:
+    def _range(self, key: str, start: int, count: int, expected: list[int] | None) -> _Range:
         for _ in range(_READS):
             data = self._bucket.get(key, start, count)
-            found = sums_of(data) if expected else None
-            if found == expected:
-                return data
-        assert found is not None
+            found = sums_of(data)
+            if expected is None or found == expected:
+                return data, found
         assert expected is not None
         bad = [start // PIECE + piece for piece, (a, b) in enumerate(zip(found, expected, strict=True)) if a != b]
         raise CorruptionError(
@@ -145,6 +157,14 @@ class Objects:
         self._bucket.delete([self._key(version, manifest.MANIFEST)])
         self._clear(version)
 
+    def abandon(self, version: Version) -> None:
+        if self.is_committed(version):
+            return
+        self._clear(version)
+        if self._uploads:
+            for upload in self._uploads.below(self._key(version)):
+                self._uploads.abort(upload)
+
     def sweep(self, before: Version) -> None:
         """Uploads of `before` itself go as well: all its images are there."""
         try:
@@ -158,11 +178,13 @@ class Objects:
         for version, stands in zip(older, committed, strict=True):
             if not stands:
                 self._clear(version)
-        if self._multipart:
-            self._multipart.sweep(self._bucket.key(self._job), lambda name: _is_done(name, before))
+        if self._uploads:
+            for upload in self._uploads.below(self._bucket.key(self._job)):
+                if _is_done(upload.name, before):
+                    self._uploads.abort(upload)
 
     def _clear(self, version: Version) -> None:
-        ours = [name for name in self._bucket.names(self._key(version)) if _OURS.fullmatch(name)]
+        ours = [name for name in self._bucket.objects(self._key(version)) if OURS.fullmatch(name)]
         self._bucket.delete([self._key(version, name) for name in ours])
 
     def close(self) -> None:
@@ -174,7 +196,7 @@ class Objects:
 
     def _versions(self) -> list[Version]:
         """Those that have anything at all here. Whatever else stands beside them is not ours."""
-        found = (manifest.version_of(name) for name in self._bucket.names(self._bucket.key(self._job)))
+        found = (manifest.version_of(name) for name in self._bucket.below(self._bucket.key(self._job)))
         return sorted(version for version in found if version is not None)
 
     def _key(self, version: Version, *name: str) -> str:
@@ -209,7 +231,7 @@ class Objects:
 
 def sums_name(rank: int) -> str:
     """The object with the sums of a rank's image."""
-    return f"rank-{rank:05d}.sums"
+    return f"rank-{rank:05d}{SUMS}"
 
 
 def _is_done(name: str, version: Version) -> bool:

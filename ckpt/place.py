@@ -7,6 +7,7 @@ formats are in docs/formats.md; what each of them promises in docs/faults.md.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from ckptd.ckpt.errors import StorageError
@@ -14,6 +15,17 @@ from ckptd.ckpt.model import Image, Version
 
 Done = Callable[[int], None]
 """Told of so many bytes more that have been moved, from any thread; of less than none when some must be moved again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """What stands at a committed version, before anything of it is believed."""
+
+    manifest: bytes
+    sizes: Mapping[str, int]
+    """The bytes of every file, or object, by name."""
+    written_at: float | None
+    """When the manifest was written, by the clock of the storage: seconds since 1970; None where it does not say."""
 
 
 class Place(Protocol):
@@ -41,13 +53,14 @@ class Place(Protocol):
     def commit(self, version: Version, content: bytes) -> None:
         """Make a version seen, with its manifest; durable when this returns. Its images are all there. Twice is harmless."""
 
-    def manifests(self) -> Mapping[Version, bytes | StorageError]:
-        """The manifests of all committed versions, or why one can't be read. StorageError: none can be looked for."""
+    def committed(self) -> Mapping[Version, Committed | StorageError]:
+        """All committed versions, or why one can't be read. StorageError: none can be looked for."""
 
-    def read_into(self, version: Version, image: Image, into: memoryview, done: Done) -> None:
-        """Fill `into` with a committed image that must be exactly as long. Whether it is the right one the caller checks.
+    def read_into(self, version: Version, image: Image, into: memoryview, done: Done) -> list[int]:
+        """Fill `into` with a committed image that must be exactly as long; the sums of its pieces, for the caller to check.
 
-        A place that can tell where bytes were damaged on their way reads those again, and raises CorruptionError in the end.
+        Parts are read several at a time, and each is summed when it is here, while others are on their way. A place
+        that can tell where bytes were damaged on their way reads those again, and raises CorruptionError in the end.
         """
 
     def chunks(self, version: Version, image: Image) -> Iterator[memoryview]:
@@ -55,6 +68,9 @@ class Place(Protocol):
 
     def remove(self, version: Version) -> None:
         """Take a committed version away, first out of sight. One that is not there is no error."""
+
+    def abandon(self, version: Version) -> None:
+        """Remove what was written of a version that nobody is to commit any more; a committed one stays as it is."""
 
     def sweep(self, before: Version) -> None:
         """Remove what older versions left unfinished, as far as that works: their nodes were lost before the last image."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -48,12 +49,12 @@ class Kept:
     """A published step, as far as the rule asks."""
 
     version: Version
-    written_at: float
-    """Seconds since 1970."""
+    age_s: float | None
+    """Seconds since it was written, by whatever clocks said so; None where nothing does."""
     complete: bool
 
 
-def doomed(steps: Sequence[Kept], rule: Rule, now: float) -> tuple[Version, ...]:
+def doomed(steps: Sequence[Kept], rule: Rule) -> tuple[Version, ...]:
     """The published steps that the rule does not keep, oldest first.
 
     Never the newest complete one, nor anything that is newer: so nothing goes where no step is complete. Broken ones don't
@@ -63,11 +64,26 @@ def doomed(steps: Sequence[Kept], rule: Rule, now: float) -> tuple[Version, ...]
     if not complete or not (rule.last or rule.older_than_s is not None):
         return ()
     kept = set(complete) - set(excess(complete, max(1, rule.last), rule.every))
+    old = {step.version for step in steps} if rule.older_than_s is None else _older(steps, rule.older_than_s)
     return tuple(
-        step.version
-        for step in sorted(steps, key=lambda step: step.version)
-        if step.version not in kept
-        and step.version < max(complete)
-        and (not rule.every or step.version.step % rule.every)
-        and (rule.older_than_s is None or now - step.written_at >= rule.older_than_s)
+        version
+        for version in sorted(old)
+        if version not in kept and version < max(complete) and (not rule.every or version.step % rule.every)
     )
+
+
+def _older(steps: Sequence[Kept], than_s: float) -> set[Version]:
+    """The steps that are as old as that, for certain.
+
+    The times are those of the machines that wrote, or of a file server, and one of their clocks may be wrong. A step that
+    says nothing, or comes from the future, is not old. None is older than one that was trained before it: a node
+    that took its time from 1970 gives the others no reason to remove what it has just written.
+    """
+    found, least_s = set(), math.inf
+    for step in sorted(steps, key=lambda step: step.version):
+        if step.age_s is None or step.age_s < 0.0:
+            continue
+        least_s = min(least_s, step.age_s)
+        if least_s >= than_s:
+            found.add(step.version)
+    return found

@@ -15,6 +15,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from ckptd.ckpt.config import Config, Timing, Tls
 from ckptd.ckpt.domain import Found, domain_from
+from ckptd.ckpt.durations import age_of
 from ckptd.ckpt.errors import AccessError, UsageError
 from ckptd.ckpt.places import root_of
 from ckptd.ckpt.policy import MTBF_NODE_S, cadence_of
@@ -44,6 +45,7 @@ class Settings(BaseSettings):
     mtbf_node_s: float = MTBF_NODE_S
     keep_last: int = 0
     keep_every: int = 0
+    keep_for: str = ""
     slots: int = 3
     memory_bytes: int = 0
     secret_file: Path | None = None
@@ -113,6 +115,7 @@ class Settings(BaseSettings):
             mtbf_node_s=self.mtbf_node_s,
             keep_last=self.keep_last,
             keep_every=self.keep_every,
+            keep_for_s=age_of(self.keep_for, "keep_for") if self.keep_for else 0.0,
             slots=self.slots,
             memory_bytes=self.memory_bytes,
             secret=read_secret(self.secret_file) if self.secret_file else b"",

@@ -14,9 +14,10 @@ from ckptd.ckpt.errors import CorruptionError, StorageError
 from ckptd.ckpt.manifest import Manifest
 from ckptd.ckpt.model import Image, Version
 from ckptd.ckpt.pieces import digest_of, sums_of
-from ckptd.ckpt.place import Done, Place
+from ckptd.ckpt.place import Committed, Done, Place
 from ckptd.ckpt.places import place_at
 from ckptd.ckpt.recovery import Stored
+from ckptd.ckpt.retention import Kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +27,16 @@ class Step:
     manifest: Manifest
     where: str
     """Its directory, or the URL of its prefix."""
+    written_at: float | None
+    """When it was published, by the storage's clock: seconds since 1970; None where it does not say."""
 
     @property
     def stored(self) -> Stored:
         return Stored(self.manifest.version, self.manifest.world)
+
+    def kept(self, now: float) -> Kept:
+        """What a rule of retention asks. `now`: seconds since 1970."""
+        return Kept(self.manifest.version, None if self.written_at is None else now - self.written_at, complete=True)
 
     @property
     def path(self) -> Path:
@@ -77,11 +84,18 @@ class Storage:
         """Take a published version away: first out of sight, in one step, then its files. Raises StorageError."""
         self._place.remove(version)
 
+    def abandon(self, version: Version) -> None:
+        """Remove what was written of a version that nobody is to publish any more; a published one stays."""
+        self._place.abandon(version)
+
     def steps(self) -> tuple[list[Step], list[str]]:
-        """The published steps, newest first, and what was found wrong with the others, or with the storage itself."""
+        """The published steps, newest first, and what was found wrong with the others, or with the storage itself.
+
+        One whose images are not all there, with their sizes, is wrong: it was removed in part, or cut.
+        """
         steps, problems = [], []
         try:
-            found = self._place.manifests()
+            found = self._place.committed()
         except StorageError as error:
             return [], [str(error)]
         for version in sorted(found, reverse=True):
@@ -94,8 +108,7 @@ class Storage:
     def read(self, step: Step, rank: int, into: memoryview, done: Done = lambda _: None) -> None:
         """Read one rank's image, verified. `done` as in `write`. Raises StorageError, CorruptionError."""
         image = step.manifest.images[rank]
-        self._place.read_into(step.manifest.version, image, into, done)
-        self._hold(step, image, sums_of(into))
+        self._hold(step, image, self._place.read_into(step.manifest.version, image, into, done))
 
     def check(self, step: Step, rank: int) -> None:
         """Read one rank's image and forget it, a few pieces at a time. Raises StorageError, CorruptionError."""
@@ -112,14 +125,17 @@ class Storage:
             path = self._file(step.manifest.version, image.rank)
             raise CorruptionError(f"{path} does not match its manifest; this step can't be restored from storage")
 
-    def _step(self, version: Version, content: bytes | StorageError) -> Step:
-        if isinstance(content, StorageError):
-            raise content
+    def _step(self, version: Version, found: Committed | StorageError) -> Step:
+        if isinstance(found, StorageError):
+            raise found
         name = manifest.dir_name(version)
-        found = manifest.decode(content, name)
-        if found.job != self._job:
-            raise CorruptionError(f"{name} belongs to job {found.job!r}")
-        return Step(found, f"{self._place.where}/{name}")
+        described = manifest.decode(found.manifest, name)
+        if described.job != self._job:
+            raise CorruptionError(f"{name} belongs to job {described.job!r}")
+        where = f"{self._place.where}/{name}"
+        if problem := manifest.missing(described, found.sizes):
+            raise StorageError(f"{where}/{problem}; it was removed in part, or damaged, and is not offered")
+        return Step(described, where, found.written_at)
 
     def _file(self, version: Version, rank: int) -> str:
         return f"{self._place.where}/{manifest.dir_name(version)}/{manifest.file_name(rank)}"

@@ -28,6 +28,9 @@ from ckptd.daemon.cli_options import (
     FromStorage,
     GroupSize,
     Job,
+    KeepEvery,
+    KeepFor,
+    KeepLast,
     Parity,
     RunDir,
     Slots,
@@ -35,11 +38,12 @@ from ckptd.daemon.cli_options import (
 )
 from ckptd.daemon.demo.command import demo
 from ckptd.daemon.export_command import export
-from ckptd.daemon.gc_command import gc, list_storage
+from ckptd.daemon.gc_command import gc
 from ckptd.daemon.import_command import import_files
 from ckptd.daemon.incidents_command import incidents
 from ckptd.daemon.launch_commands import RUN_SETTINGS, restart, run
 from ckptd.daemon.plan_command import plan
+from ckptd.daemon.shelf_commands import list_storage, verify_storage
 
 log = logging.getLogger(__name__)
 
@@ -102,12 +106,9 @@ def serve(
         str | None,
         typer.Option(help="Steps (500), a time (10min), or auto (default 0: never persist).", show_default=False),
     ] = None,
-    keep_last: Annotated[
-        int | None, typer.Option(help="Persisted steps to keep, 2 or more (default 0: all).", show_default=False)
-    ] = None,
-    keep_every: Annotated[
-        int | None, typer.Option(help="Of the older ones keep every multiple of so many steps.", show_default=False)
-    ] = None,
+    keep_last: KeepLast = None,
+    keep_every: KeepEvery = None,
+    keep_for: KeepFor = None,
     secret_file: Annotated[
         Path | None,
         typer.Option(help="A file of mode 0600 with the job's secret; needed with several nodes.", show_default=False),
@@ -135,7 +136,7 @@ def serve(
     settings = read(
         job=job, node=node, nodes=nodes, parity=parity, group_size=group_size, domain=domain, run_dir=run_dir,
         segment_dir=segment_dir, storage=storage, persist_every=persist_every, keep_last=keep_last,
-        keep_every=keep_every, secret_file=secret_file, slots=slots, memory_bytes=memory_bytes,
+        keep_every=keep_every, keep_for=keep_for, secret_file=secret_file, slots=slots, memory_bytes=memory_bytes,
         bandwidth_bytes_s=bandwidth_bytes_s, cpu_share=cpu_share, tls_dir=tls_dir, act=act,
     )  # fmt: skip
     found = settings.found_domain()
@@ -160,7 +161,8 @@ def status(run_dir: RunDir = None, job: Job = None, as_json: AsJson = False) -> 
 def list_steps(storage: FromStorage = None, run_dir: RunDir = None, job: Job = None, as_json: AsJson = False) -> None:
     """Every step that could be restored, where it is, and which one a restart would choose.
 
-    With `--storage DIR`: what is persisted there, of all jobs or of `--job`; no daemon is asked.
+    With `--storage`, a directory or s3://BUCKET/PREFIX: what is persisted there, of all jobs or of `--job`; no daemon is
+    asked.
     """
     if storage is not None:
         list_storage(storage, job, as_json)
@@ -169,11 +171,15 @@ def list_steps(storage: FromStorage = None, run_dir: RunDir = None, job: Job = N
 
 
 @app.command()
-def verify(run_dir: RunDir = None, job: Job = None, as_json: AsJson = False) -> None:
+def verify(storage: FromStorage = None, run_dir: RunDir = None, job: Job = None, as_json: AsJson = False) -> None:
     """Check the checksums of this node's slots and parities and of the files on storage.
 
-    What fails counts as lost from then on and is rebuilt from elsewhere.
+    What fails counts as lost from then on and is rebuilt from elsewhere. With `--storage`: every byte of what is persisted
+    there, of all jobs or of `--job`; no daemon is asked.
     """
+    if storage is not None:
+        verify_storage(storage, job, as_json)
+        return
     _show("Verify", run_dir, job, as_json, tables.checks, "checking slots, parities and files")
 
 
@@ -186,7 +192,7 @@ def recover(run_dir: RunDir = None, job: Job = None, as_json: AsJson = False) ->
 @app.command()
 def doctor(
     segment_dir: Annotated[Path | None, typer.Option(help="As for `serve`.", show_default=False)] = None,
-    storage: Annotated[Path | None, typer.Option(help="As for `serve`.", show_default=False)] = None,
+    storage: Annotated[str | None, typer.Option(help="As for `serve`.", show_default=False)] = None,
     run_dir: RunDir = None,
     job: Job = None,
     as_json: AsJson = False,

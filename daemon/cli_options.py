@@ -51,8 +51,17 @@ TlsDir = Annotated[
     Path | None,
     typer.Option(help="This node's files of `ckptd certs`: encrypts all that daemons send.", show_default=False),
 ]
+KeepLast = Annotated[
+    int | None, typer.Option(help="Persisted steps to keep, 2 or more (default 0: all).", show_default=False)
+]
+KeepEvery = Annotated[
+    int | None, typer.Option(help="Of the older ones keep every multiple of so many steps.", show_default=False)
+]
+KeepFor = Annotated[str | None, typer.Option(help="And all that are younger, as 12h, 7d or 2w.", show_default=False)]
 FromStorage = Annotated[
     str | None,
-    typer.Option("--storage", help="Look at this storage directory itself; no daemon is asked.", show_default=False),
+    typer.Option(
+        "--storage", help="Look at this storage itself, a directory or a URL; no daemon is asked.", show_default=False
+    ),
 ]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]

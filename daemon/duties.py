@@ -10,7 +10,7 @@ from ckptd.ckpt.groups import parities_of
 from ckptd.ckpt.inventory import Held, Ledger, Parity, Part
 from ckptd.ckpt.model import Image, Table, Version
 from ckptd.ckpt.recovery import forsaken, plan, sources_for, tables_of
-from ckptd.ckpt.retention import excess
+from ckptd.ckpt.retention import doomed
 from ckptd.daemon import events as ev
 from ckptd.daemon.catalog import Catalog, Filling, Free, Holding
 from ckptd.daemon.work import Work
@@ -235,8 +235,8 @@ class Duties:
             return [_failure("publish_failed", event.version, event.reason)]
         note = ev.Note("persisted", (("epoch", event.version.epoch), ("step", event.version.step)))
         # What is newer than this one was not seen when it was chosen, and is not judged now.
-        known = (version for version in event.stored if version <= event.version)
-        return [note, *map(ev.Remove, excess(known, self._config.keep_last, self._config.keep_every))]
+        known = [step for step in event.stored if step.version <= event.version]
+        return [note, *map(ev.Remove, doomed(known, self._config.retention))]
 
     def removed(self, event: ev.Removed) -> list[ev.Effect]:
         """A version in excess is gone; one that could not be removed is found again after the next one is persisted."""

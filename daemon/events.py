@@ -1,7 +1,5 @@
 """What comes into the node's pure core (events) and what it asks the outside to do (effects). Plain values all of them.
-
-A `ticket` names somebody who waits for an answer; it is answered by exactly one `Answer`.
-"""
+A `ticket` names somebody who waits for an answer; it is answered by exactly one `Answer`."""
 
 from __future__ import annotations
 
@@ -12,6 +10,7 @@ from ckptd.ckpt.errors import CkptdError
 from ckptd.ckpt.inventory import Ledger, Origin, Parity, Report
 from ckptd.ckpt.model import Image, Table, Version
 from ckptd.ckpt.recovery import Stored
+from ckptd.ckpt.retention import Kept
 from ckptd.ckpt.rounds import Standing
 from ckptd.daemon.launch_events import AgentCame, AgentEnded, BarAsked, RestartAsked
 
@@ -208,7 +207,7 @@ class Published:
 
     version: Version
     reason: str = ""
-    stored: tuple[Version, ...] = ()
+    stored: tuple[Kept, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

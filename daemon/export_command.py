@@ -9,16 +9,14 @@ from typing import Annotated
 
 import typer
 
-from ckptd.ckpt.errors import CkptdError, UsageError
-from ckptd.ckpt.manifest import file_name
+from ckptd.ckpt.errors import UsageError
 from ckptd.ckpt.model import Version, check_job_name
-from ckptd.ckpt.places import directory_of
 from ckptd.ckpt.settings import read
-from ckptd.ckpt.storage import Storage
-from ckptd.daemon import bars, tables
+from ckptd.daemon import tables
 from ckptd.daemon.asking import client_of, show, work_bar
 from ckptd.daemon.cli_options import AsJson, FromStorage, Job, RunDir
 from ckptd.daemon.converting import convert
+from ckptd.daemon.export_source import pick, stored
 from ckptd.daemon.sizes import parse_size
 
 FORMATS = ("safetensors", "dcp", "torch")
@@ -55,7 +53,8 @@ def export(
     A model for `transformers`' `from_pretrained`, beside its config.json: `ckptd export 1200 out --part model
     --max-shard-size 5GB`
 
-    Without any daemon, from what was persisted: `ckptd export latest out --storage /mnt/ckpt --job gpt`
+    Without any daemon, from what was persisted: `ckptd export latest out --storage /mnt/ckpt --job gpt`, or from an object
+    store: `--storage s3://bucket/prefix`
 
     Tensors that were split over ranks are joined. The files are written beside DIRECTORY and appear in one step.
     """
@@ -68,7 +67,10 @@ def export(
         raise UsageError(
             f"{directory} is not an empty directory; choose another, or replace an earlier export by --force"
         )
-    found = _gathered(step, run_dir, job, as_json) if storage is None else _stored(step, storage, job, as_json)
+    if storage is None:
+        found = _gathered(step, run_dir, job, quiet=as_json)
+    else:
+        found = stored(step, storage, check_job_name(read(job=job).job), directory, quiet=as_json)
     with found as (version, images):
         asked = {
             "format": fmt, "directory": str(directory.absolute()), "images": [str(image) for image in images],
@@ -80,7 +82,7 @@ def export(
 
 
 @contextmanager
-def _gathered(step: str, run_dir: Path | None, job: str | None, quiet: bool) -> Iterator[tuple[Version, list[Path]]]:
+def _gathered(step: str, run_dir: Path | None, job: str | None, *, quiet: bool) -> Iterator[tuple[Version, list[Path]]]:
     """The step's images on this node, lost ones decoded, while the block runs."""
     client = client_of(run_dir, job)
     rows = client.document("List")["steps"]
@@ -91,32 +93,3 @@ def _gathered(step: str, run_dir: Path | None, job: str | None, quiet: bool) -> 
         yield version, [item.path for item in found]
     finally:
         client.release(version)
-
-
-@contextmanager
-def _stored(step: str, root: str, job: str | None, quiet: bool) -> Iterator[tuple[Version, list[Path]]]:
-    """The step's images where they were persisted, every byte checked first."""
-    storage = Storage(directory_of(root), check_job_name(read(job=job).job))
-    steps, problems = storage.steps()
-    version = pick(step, [item.manifest.version for item in steps], "; ".join(problems[:3]))
-    chosen = next(item for item in steps if item.manifest.version == version)
-    work: dict[str, int] = {"done": 0, "total": sum(image.size for image in chosen.manifest.images)}
-    with bars.bar(f"checking {version}", "read", lambda: {"read": work}, quiet=quiet):
-        for image in chosen.manifest.images:
-            storage.check(chosen, image.rank)
-            work["done"] += image.size
-    yield version, [chosen.path / file_name(image.rank) for image in chosen.manifest.images]
-
-
-def pick(step: str, known: list[Version], problems: str = "") -> Version:
-    """The newest of the versions that `step` names. Raises UsageError, CkptdError."""
-    fitting = known
-    if step != "latest":
-        if not (step.isascii() and step.isdigit()):
-            raise UsageError(f"step {step!r}: expected a number or 'latest'")
-        fitting = [version for version in known if version.step == int(step)]
-    if not fitting:
-        there = ", ".join(str(version.step) for version in sorted(known, reverse=True)) or "none"
-        more = f"; {problems}" if problems else ""
-        raise CkptdError(f"step {step} can't be recovered; recoverable steps: {there} (`ckptd list` says why){more}")
-    return max(fitting)

@@ -1,4 +1,4 @@
-"""`ckptd gc` and `ckptd list --storage`: a storage root without any daemon, what is on it and what may go."""
+"""`ckptd gc`: what may go from a storage root, without any daemon."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from rich.console import Console, Group, RenderableType
 from rich.filesize import decimal
 from rich.text import Text
 
-from ckptd.ckpt import manifest, shelf
+from ckptd.ckpt.durations import age_of
 from ckptd.ckpt.errors import UsageError
 from ckptd.ckpt.model import check_job_name
-from ckptd.ckpt.places import directory_of
+from ckptd.ckpt.places import root_of, shelf_at
 from ckptd.ckpt.retention import WRITING_S, Rule, doomed
 from ckptd.ckpt.settings import read
-from ckptd.ckpt.shelf import Leftover, Published
+from ckptd.ckpt.shelf import Leftover, Published, Shelf
 from ckptd.ckpt.storage import Storage
 from ckptd.daemon.asking import show
 from ckptd.daemon.cli_options import AsJson, Job, Yes
-from ckptd.daemon.sizes import age_words, parse_age
+from ckptd.daemon.shelf_commands import leftover_row, shown_age, step_row
 from ckptd.daemon.tables import row_of, table_of
 
 
@@ -42,7 +42,7 @@ class Outlook:
 
 
 def gc(
-    storage: Annotated[str, typer.Option(help="The storage directory, as for `serve`.")],
+    storage: Annotated[str, typer.Option(help="The storage directory or URL, as for `serve`.")],
     job: Job = None,
     keep_last: Annotated[int, typer.Option(help="Keep so many of the newest complete steps (0: all).")] = 0,
     keep_every: Annotated[int, typer.Option(help="Also keep every multiple of so many steps.")] = 0,
@@ -57,36 +57,38 @@ def gc(
 
     What would go, and how much is freed: `ckptd gc --storage /mnt/ckpt --job gpt --keep-last 3 --keep-every 10000 --dry-run`
 
+    The same of an object store: `ckptd gc --storage s3://bucket/prefix --job gpt --keep-last 3 --dry-run`
+
     All that is older than a week, but never the newest: `ckptd gc --storage /mnt/ckpt --job gpt --older-than 7d`
 
     Never goes: the newest complete step, and what somebody has written to within the last hour. Without `--keep-last` and
     `--older-than` only leftovers go. It asks first, unless told `--yes`.
     """
-    age_s = None if older_than is None else parse_age(older_than, "--older-than")
+    age_s = None if older_than is None else age_of(older_than, "--older-than")
     rule = Rule(keep_last, keep_every, age_s).check()
     if as_json and not (yes or dry_run):
         raise UsageError("--json asks nobody; give --yes to remove, or --dry-run to look")
-    root, name = directory_of(storage), check_job_name(read(job=job).job)
-    found = outlook(root, name, rule, time.time())
+    shelf, name = shelf_at(root_of(storage)), check_job_name(read(job=job).job)
+    found = outlook(shelf, name, rule, time.time())
     removes = not dry_run and bool(found.steps or found.leftovers)
     if removes and not yes:
-        Console().print(_table(_content(root, name, found, removed=False)))
+        Console().print(_table(_content(shelf, name, found, removed=False)))
         removes = typer.confirm("Remove these?")
         if not removes:
             raise typer.Exit(1)
-        again = outlook(root, name, rule, time.time())  # the job may have gone on while nobody answered
+        again = outlook(shelf, name, rule, time.time())  # the job may have gone on while nobody answered
         found = Outlook(_both(found.steps, again.steps), _both(found.leftovers, again.leftovers), (), ())
     if removes:
-        _remove(root, name, found)
-    show(_content(root, name, found, removed=removes), as_json, _table)
+        _remove(shelf, Storage(shelf.place(name), name), found)
+    show(_content(shelf, name, found, removed=removes), as_json, _table)
 
 
-def outlook(root: Path, job: str, rule: Rule, now: float) -> Outlook:
+def outlook(shelf: Shelf, job: str, rule: Rule, now: float) -> Outlook:
     """What the rule says of a job's steps. Raises StorageError."""
-    steps, left = shelf.published(root, job), shelf.leftovers(root, job)
-    linked = {step.version for step in steps if (root / job / manifest.dir_name(step.version)).is_symlink()}
-    gone = set(doomed([step.kept for step in steps], rule, now)) - linked  # what a link names is somebody else's
-    old = [item for item in left if now - item.touched_at >= WRITING_S]
+    steps, left = shelf.published(job), shelf.leftovers(job)
+    linked = {step.version for step in steps if step.is_link}
+    gone = set(doomed([step.kept(now) for step in steps], rule)) - linked  # what a link names is somebody else's
+    old = [item for item in left if item.touched_at is not None and now - item.touched_at >= WRITING_S]
     return Outlook(
         tuple(step for step in reversed(steps) if step.version in gone),
         tuple(old),
@@ -95,58 +97,26 @@ def outlook(root: Path, job: str, rule: Rule, now: float) -> Outlook:
     )
 
 
-def list_storage(storage: str, job: str | None, as_json: bool) -> None:
-    """Print the steps of one job, or of all, below a storage root. Ends with 1 when one of them is broken."""
-    root = directory_of(storage)
-    names = shelf.jobs(root) if job is None else [check_job_name(job)]
-    now = time.time()
-    found: list[dict[str, Any]] = [
-        {
-            "job": name,
-            "steps": [_row(step, now) for step in shelf.published(root, name)],
-            "leftovers": [_left(item, now) for item in shelf.leftovers(root, name)],
-        }
-        for name in names
-    ]
-    ok = all(row["complete"] for item in found for row in item["steps"])
-    show({"storage": str(root), "ok": ok, "jobs": found}, as_json, _listing)
-    if not ok:
-        raise typer.Exit(1)
-
-
 def _both(first: Sequence[Any], second: Sequence[Any]) -> tuple[Any, ...]:
     return tuple(item for item in first if item in second)
 
 
-def _remove(root: Path, job: str, found: Outlook) -> None:
-    storage = Storage(root, job)
+def _remove(shelf: Shelf, storage: Storage, found: Outlook) -> None:
     for step in found.steps:
         storage.remove(step.version)
     for item in found.leftovers:
         shelf.discard(item)
 
 
-def _content(root: Path, job: str, found: Outlook, *, removed: bool) -> dict[str, Any]:
+def _content(shelf: Shelf, job: str, found: Outlook, *, removed: bool) -> dict[str, Any]:
     now = time.time()
     return {
-        "storage": str(root), "job": job, "removed": removed, "bytes": found.nbytes,
-        "steps": [_row(step, now) for step in found.steps],
-        "leftovers": [_left(item, now) for item in found.leftovers],
-        "kept": [_row(step, now) for step in found.kept],
-        "writing": [_left(item, now) for item in found.writing],
+        "storage": shelf.where, "job": job, "removed": removed, "bytes": found.nbytes,
+        "steps": [step_row(step, now) for step in found.steps],
+        "leftovers": [leftover_row(item, now) for item in found.leftovers],
+        "kept": [step_row(step, now) for step in found.kept],
+        "writing": [leftover_row(item, now) for item in found.writing],
     }  # fmt: skip
-
-
-def _row(step: Published, now: float) -> dict[str, Any]:
-    return {
-        "epoch": step.version.epoch, "step": step.version.step, "ranks": step.world, "bytes": step.nbytes,
-        "age_s": round(now - step.written_at, 1), "complete": not step.problem, "reason": step.problem,
-        "path": manifest.dir_name(step.version),
-    }  # fmt: skip
-
-
-def _left(item: Leftover, now: float) -> dict[str, Any]:
-    return {"path": str(item.path), "bytes": item.nbytes, "age_s": round(now - item.touched_at, 1)}
 
 
 def _table(content: dict[str, Any]) -> RenderableType:
@@ -154,32 +124,18 @@ def _table(content: dict[str, Any]) -> RenderableType:
     table = table_of(f"job {content['job']} on {content['storage']}", "what", "epoch", "ranks", "size", "age", "")
     for mark, rows in ((verb, content["steps"]), ("stays", content["kept"])):
         for row in rows:
-            cells = (f"step {row['step']}", row["epoch"], row["ranks"], decimal(row["bytes"]), age_words(row["age_s"]))
+            cells = (f"step {row['step']}", row["epoch"], row["ranks"], decimal(row["bytes"]), shown_age(row["age_s"]))
             row_of(table, *cells, f"{mark}{_why(row)}", style="yellow" if mark == verb else "dim")
     for mark, rows in (
         (f"{verb}: left by a broken write", content["leftovers"]),
         ("is written now", content["writing"]),
     ):
         for row in rows:
-            cells = (Path(row["path"]).name, "-", "-", decimal(row["bytes"]), age_words(row["age_s"]))
+            cells = (Path(row["path"]).name, "-", "-", decimal(row["bytes"]), shown_age(row["age_s"]))
             row_of(table, *cells, mark, style="dim" if mark == "is written now" else "yellow")
     count = len(content["steps"]) + len(content["leftovers"])
     freed = f"{decimal(content['bytes'])} {'freed' if content['removed'] else 'would be freed'}"
     return Group(table, Text(f"{len(content['steps'])} steps, {count - len(content['steps'])} leftovers: {freed}"))
-
-
-def _listing(content: dict[str, Any]) -> RenderableType:
-    shown: list[RenderableType] = []
-    for item in content["jobs"]:
-        table = table_of(f"job {item['job']} on {content['storage']}", "step", "epoch", "ranks", "size", "age", "")
-        for row in item["steps"]:
-            cells = (row["step"], row["epoch"], row["ranks"], decimal(row["bytes"]), age_words(row["age_s"]))
-            row_of(table, *cells, row["reason"] or "complete", style="" if row["complete"] else "red")
-        for row in item["leftovers"]:
-            cells = (Path(row["path"]).name, "-", "-", decimal(row["bytes"]), age_words(row["age_s"]))
-            row_of(table, *cells, "being written, or left by a broken write (`ckptd gc`)", style="dim")
-        shown.append(table)
-    return Group(*shown) if shown else Text(f"{content['storage']}: no job has persisted anything here")
 
 
 def _why(row: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from ckptd.ckpt.errors import UsageError
 from ckptd.ckpt.model import check_job_name
-from ckptd.ckpt.places import directory_of
+from ckptd.ckpt.places import root_of
 from ckptd.ckpt.settings import read
 from ckptd.daemon.asking import show
 from ckptd.daemon.cli_options import AsJson, Job
@@ -28,7 +28,7 @@ def import_files(
         ),
     ],
     storage: Annotated[
-        str | None, typer.Option(help="The storage directory, as for `serve`.", show_default=False)
+        str | None, typer.Option(help="The storage directory or URL, as for `serve`.", show_default=False)
     ] = None,
     job: Job = None,
     step: Annotated[
@@ -61,7 +61,7 @@ def import_files(
     if settings.storage is None:
         raise UsageError("no storage is known: add --storage with the root that the daemons will have")
     asked = {
-        "source": str(source.absolute()), "storage": str(directory_of(settings.storage)),
+        "source": str(source.absolute()), "storage": str(root_of(settings.storage)),
         "job": check_job_name(settings.job), "step": step, "time_s": time_limit,
         "memory": None if memory_limit is None else parse_size(memory_limit, "--memory-limit"),
     }  # fmt: skip

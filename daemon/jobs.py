@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import astuple
 from functools import partial
@@ -16,6 +17,7 @@ from ckptd.ckpt.model import PIECE, Image, Table, Version
 from ckptd.ckpt.pieces import piece_sum
 from ckptd.ckpt.recovery import is_complete, survey
 from ckptd.ckpt.storage import Step, Storage
+from ckptd.daemon import checking
 from ckptd.daemon import events as ev
 from ckptd.daemon.fetch import Fetcher
 from ckptd.daemon.opened import Opened, Part, Whole
@@ -131,8 +133,8 @@ class Jobs:
             self.storage_problem = str(error)
             return ev.Published(effect.table.version, str(error))
         self.storage_problem = ""
-        stored = tuple(step.manifest.version for step in self.stored())
-        return ev.Published(effect.table.version, stored=stored)
+        now = time.time()
+        return ev.Published(effect.table.version, stored=tuple(step.kept(now) for step in self.stored()))
 
     def remove(self, effect: ev.Remove) -> ev.Removed:
         assert self._storage is not None, "removing without a storage root"
@@ -251,49 +253,30 @@ class Jobs:
 
     # ---- looking at everything ----------------------------------------------------------------------
 
-    def verify(self) -> list[dict[str, object]]:
+    def verify(self) -> list[checking.Row]:
         """Check the sums of every slot and parity on this node and of every file on storage."""
         slots, parities = self._segments.slot_entries(), self._segments.parity_entries()
         steps, problems = self.looked()
         total = sum(len(stretch.view) for _, stretch in slots) + sum(len(stretch.view) for _, stretch in parities)
         total += sum(image.size for step in steps for image in step.manifest.images)
-        rows: list[dict[str, object]] = []
+        rows: list[checking.Row] = []
         with self.progress.of("verify", total) as add:
             for found, stretch in slots:
                 bad = self._segments.check(stretch)
                 if bad is not None:
-                    rows.append(_row("slot", f"rank {found.slot.rank}", found.version, found.image.size, bad))
+                    rows.append(checking.row("slot", f"rank {found.slot.rank}", found.version, found.image.size, bad))
                 add(len(stretch.view))
             for kept, stretch in parities:
                 bad = self._segments.check(stretch)
                 if bad is not None:
                     parity = kept.parity
                     what = f"stripe {parity.stripe} row {parity.row}"
-                    rows.append(_row("parity", what, parity.version, len(stretch.view), bad))
+                    rows.append(checking.row("parity", what, parity.version, len(stretch.view), bad))
                 add(len(stretch.view))
             rows += [{"kind": "file", "what": problem, "ok": False, "reason": problem} for problem in problems]
             for step in steps:
-                rows += self._verify_step(step, add)
+                assert self._storage is not None, "a stored step without a storage root"
+                for row in checking.files(self._storage, step):
+                    rows.append(row)
+                    add(row["bytes"])
         return rows
-
-    def _verify_step(self, step: Step, add: Add) -> list[dict[str, object]]:
-        assert self._storage is not None, "a stored step without a storage root"
-        rows = []
-        for image in step.manifest.images:
-            row = _row("file", f"rank {image.rank}", step.manifest.version, image.size, [])
-            try:
-                self._storage.check(step, image.rank)
-            except CkptdError as error:
-                row |= {"ok": False, "reason": str(error)}
-            rows.append(row)
-            add(image.size)
-        return rows
-
-
-def _row(kind: str, what: str, version: Version, size: int, bad: list[int]) -> dict[str, object]:
-    row: dict[str, object] = {
-        "kind": kind, "what": what, "epoch": version.epoch, "step": version.step, "bytes": size, "ok": not bad,
-    }  # fmt: skip
-    if bad:
-        row["reason"] = f"{len(bad)} pieces fail their checksum, the first is {bad[0]}"
-    return row

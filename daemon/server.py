@@ -126,6 +126,8 @@ class LocalServer:
         self._check_job(request.job)
         pid = number("process id", request.pid, PID_MAX)
         steps, problems = self._jobs.looked()
+        for problem in problems:
+            log.warning("storage: %s", problem)
         stored = tuple(step.stored for step in steps)
         answer: Decision = self._driver.ask(
             lambda ticket: ev.DecideAsked(ticket, request.world, request.fresh, stored, pid, time.time()), _ANSWER_S

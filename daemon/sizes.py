@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from ckptd.ckpt.durations import SECONDS, seconds_of
+from ckptd.ckpt.durations import SECONDS
 from ckptd.ckpt.errors import UsageError
 
 SIZE_MAX = 1 << 46
@@ -19,14 +19,6 @@ def parse_size(text: str, option: str) -> int:
     if not 1 <= size <= SIZE_MAX:
         raise UsageError(f"{option} {text!r}: expected bytes up to {SIZE_MAX}, as 1000, 20GB or 18.5GiB")
     return size
-
-
-def parse_age(text: str, option: str) -> float:
-    """Seconds, as 90s, 30min, 12h, 7d or 2w. Raises UsageError, which names the option."""
-    seconds = seconds_of(text)
-    if seconds is None:
-        raise UsageError(f"{option} {text!r}: expected an age, as 30min, 12h, 7d or 2w")
-    return seconds
 
 
 def age_words(seconds: float) -> str:

@@ -152,15 +152,17 @@ def steps(content: dict[str, Any]) -> RenderableType:
 
 
 def checks(content: dict[str, Any]) -> RenderableType:
-    table = table_of(f"node {content['node']}: what was checked", "kind", "what", "step", "size", "result")
+    where = f"node {content['node']}" if "node" in content else str(content["storage"])
+    table = table_of(f"{where}: what was checked", "kind", "what", "step", "size", "result")
     for row in content["checked"]:
         size = decimal(row["bytes"]) if "bytes" in row else "-"
         result = "ok" if row["ok"] else row["reason"]
         row_of(table, row["kind"], row["what"], row.get("step", "-"), size, result, style="" if row["ok"] else "red")
     bad = sum(1 for row in content["checked"] if not row["ok"])
     if not content["checked"]:
-        return Text(f"node {content['node']}: nothing to check, no slot, parity or file is here")
-    return Group(table, Text("all is well" if not bad else f"{bad} damaged; they count as lost from now on"))
+        return Text(f"{where}: nothing to check, no slot, parity or file is here")
+    lost = "they count as lost from now on" if "node" in content else "their steps can't be restored from there"
+    return Group(table, Text("all is well" if not bad else f"{bad} damaged; {lost}"))
 
 
 def diagnosis(content: dict[str, Any]) -> RenderableType:

@@ -13,7 +13,8 @@ settings.load_profile("busy")
 
 
 @pytest.fixture
-def without_s3fs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """s3fs is not installed, also where an earlier test has had fsspec load it."""
-    monkeypatch.setitem(sys.modules, "s3fs", None)
-    monkeypatch.delitem(_registry, "s3", raising=False)
+def without_stores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither s3fs nor gcsfs is installed, also where an earlier test has had fsspec load them."""
+    for module, protocol in (("s3fs", "s3"), ("gcsfs", "gs")):
+        monkeypatch.setitem(sys.modules, module, None)
+        monkeypatch.delitem(_registry, protocol, raising=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -19,13 +20,15 @@ class Teller:
     def __init__(self, total: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._total, self._clock = total, clock
         self._done, self._told = 0, clock()
+        self._lock = threading.Lock()
 
     def add(self, count: int) -> None:
-        """So many more bytes are done."""
-        self._done += count
-        if self._clock() - self._told >= _EVERY_S:
-            self._told = self._clock()
-            say({"done": min(self._done, self._total), "total": self._total})
+        """So many more bytes are done; less than none when some must be done again. From any thread."""
+        with self._lock:
+            self._done += count
+            if self._clock() - self._told >= _EVERY_S:
+                self._told = self._clock()
+                say({"done": min(self._done, self._total), "total": self._total})
 
 
 def say(line: dict[str, Any]) -> None:

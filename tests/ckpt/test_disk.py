@@ -15,7 +15,7 @@ import pytest
 from ckptd.ckpt import disk
 from ckptd.ckpt.errors import StorageError
 
-SIZES = [0, 1, 4095, 4096, 100_000, disk._CHUNK - 1, disk._CHUNK, disk._CHUNK + 1, disk._CHUNK + 4096]
+SIZES = [0, 1, 4095, 4096, 100_000, disk.CHUNK - 1, disk.CHUNK, disk.CHUNK + 1, disk.CHUNK + 4096]
 
 
 def aligned(size: int) -> memoryview:
@@ -32,18 +32,57 @@ def test_what_is_written_is_read(tmp_path: Path, size: int) -> None:
     disk.write_durably(tmp_path / "file", data)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
     assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o600
-    seen: list[int] = []
-    into = memoryview(bytearray(size))
-    disk.read_into(tmp_path / "file", into, seen.append)
-    assert into == data
-    assert sum(seen) == size
+    assert b"".join(map(bytes, disk.chunks(tmp_path / "file", size))) == data
 
 
 def test_an_unaligned_buffer_is_written_all_the_same(tmp_path: Path) -> None:
     """Where the disk refuses a direct write it falls back to an ordinary one, and starts from the beginning."""
-    data = aligned(disk._CHUNK + 4096)[1:]
+    data = aligned(disk.CHUNK + 4096)[1:]
     disk.write_durably(tmp_path / "file", data)
     assert (tmp_path / "file").read_bytes() == data
+
+
+@pytest.mark.parametrize("refuses", ["open", "write"])
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.EOPNOTSUPP])
+def test_a_file_system_without_direct_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refuses: str, code: int
+) -> None:
+    """Wherever it says so, at once or after a chunk was taken, all is written the ordinary way and told of once."""
+    data, told, direct = aligned(2 * disk.CHUNK + 10), list[int](), set[int]()
+    real_open, real_write = os.open, os.write
+
+    def open_file(path: Path, flags: int, *mode: int) -> int:
+        if flags & os.O_DIRECT and refuses == "open":
+            raise OSError(code, os.strerror(code))
+        descriptor = real_open(path, flags & ~os.O_DIRECT, *mode)
+        (direct.add if flags & os.O_DIRECT else direct.discard)(descriptor)
+        return descriptor
+
+    def write(descriptor: int, block: memoryview) -> int:
+        if descriptor in direct and told:
+            raise OSError(code, os.strerror(code))
+        return real_write(descriptor, block)
+
+    monkeypatch.setattr(os, "open", open_file)
+    monkeypatch.setattr(os, "write", write)
+    disk.write_durably(tmp_path / "file", data, told.append)
+    assert (tmp_path / "file").read_bytes() == data
+    assert sum(told) == len(data)
+
+
+def test_large_files_go_past_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the file system takes it: the flag is asked for."""
+    flags, real = list[int](), os.open
+
+    def open_file(path: Path, flag: int, *mode: int) -> int:
+        flags.append(flag)
+        return real(path, flag, *mode)
+
+    monkeypatch.setattr(os, "open", open_file)
+    disk.write_durably(tmp_path / "large", aligned(disk.CHUNK))
+    disk.write_durably(tmp_path / "small", aligned(10))
+    assert flags[0] & os.O_DIRECT
+    assert not flags[-1] & os.O_DIRECT
 
 
 def test_a_write_replaces_the_whole_file(tmp_path: Path) -> None:
@@ -68,7 +107,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, name: str, when: Callable[[int], bo
 
 
 @pytest.mark.parametrize("name", ["write", "fsync", "open"])
-@pytest.mark.parametrize("size", [10, disk._CHUNK + 10])
+@pytest.mark.parametrize("size", [10, disk.CHUNK + 10])
 def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, size: int) -> None:
     """Whichever call fails, the error is ours and says what to do, the old content stands, and nothing else is left."""
     data = aligned(size)
@@ -76,7 +115,7 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str,
     for number in (1, 2):  # the second write is that of the padded tail
         with monkeypatch.context() as patch:
             failing(patch, name, lambda call, number=number: call >= number)  # type: ignore[misc]
-            if number == 2 and (name != "write" or size < disk._CHUNK):
+            if number == 2 and (name != "write" or size < disk.CHUNK):
                 break
             with pytest.raises(StorageError, match=r"cannot write .*file: No space left on device; check space"):
                 disk.write_durably(tmp_path / "file", data)
@@ -118,7 +157,7 @@ def test_synced_before_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(os, "fsync", note_fsync)
     monkeypatch.setattr(Path, "rename", note_rename)
-    for size in (10, disk._CHUNK + 10):
+    for size in (10, disk.CHUNK + 10):
         calls.clear()
         disk.write_durably(tmp_path / "file", aligned(size))
         disk.sync_dir(tmp_path)
@@ -129,13 +168,15 @@ def test_reading_what_is_not_as_expected(tmp_path: Path) -> None:
     """A missing file, a shorter, a longer one and a directory are each refused by name."""
     path = tmp_path / "file"
     with pytest.raises(StorageError, match="file: No such file"):
-        disk.read_into(path, memoryview(bytearray(3)))
+        list(disk.chunks(path, 3))
     path.write_bytes(b"four")
     for size in (3, 5):
         with pytest.raises(StorageError, match=f"has 4 bytes, expected {size}"):
-            disk.read_into(path, memoryview(bytearray(size)))
+            list(disk.chunks(path, size))
     with pytest.raises(StorageError, match="cannot read"):
-        disk.read_into(tmp_path, memoryview(bytearray(3)))
+        list(disk.chunks(tmp_path, 3))
+    with disk.reading(path, 4) as fill, pytest.raises(StorageError, match="file ended early"):
+        fill(memoryview(bytearray(3)), 2)
     with pytest.raises(StorageError, match="cannot sync"):
         disk.sync_dir(tmp_path / "gone")
     with pytest.raises(StorageError, match="cannot read"):

@@ -10,7 +10,7 @@ import pytest
 
 from ckptd.ckpt.directory import Directory
 from ckptd.ckpt.errors import UsageError
-from ckptd.ckpt.places import directory_of, place_at, root_of
+from ckptd.ckpt.places import place_at, root_of
 from ckptd.ckpt.settings import read
 
 
@@ -34,10 +34,10 @@ def test_a_url_is_an_object_store() -> None:
 @pytest.mark.parametrize(
     "text",
     ["s3://", "s3:///prefix", "s3://b/../x", "s3://b//x", "s3://b/a?versionId=1", "s3://b/*", "ckptd://job", "s3://b/x\ny",
-     "simplecache::s3://b/x", "s3://b/a::b"],
+     "simplecache::s3://b/x", "s3://b/a::b", "memory://b", "https://host/x"],
 )  # fmt: skip
 def test_what_is_no_root_is_refused(text: str) -> None:
-    """Names that would leave the prefix, mean a pattern, or lead back to ckptd itself."""
+    """Names that would leave the prefix, mean a pattern, lead back to ckptd itself, or to where nothing can be kept."""
     if text.startswith("simplecache"):
         assert isinstance(root_of(text), Path)  # not a URL that names one store: a file of an odd name
         return
@@ -45,11 +45,13 @@ def test_what_is_no_root_is_refused(text: str) -> None:
         root_of(text)
 
 
-@pytest.mark.usefixtures("without_s3fs")
+@pytest.mark.usefixtures("without_stores")
 def test_a_store_without_its_package_says_what_to_install() -> None:
     """The extra is named; an unknown protocol is refused, too."""
     with pytest.raises(UsageError, match=r'storage s3://b: .*pip install "ckptd\[s3\]"'):
         place_at("s3://b", "job")
+    with pytest.raises(UsageError, match=r'storage gs://b: .*pip install "ckptd\[gcs\]"'):
+        place_at("gs://b", "job")
     with pytest.raises(UsageError, match=r"storage nonsense://b: .*expected a directory or the URL"):
         place_at("nonsense://b", "job")
 
@@ -64,9 +66,3 @@ def test_no_package_of_a_store_is_imported_before_a_url_asks_for_it() -> None:
     )
     found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60)
     assert found.stdout.strip() == "[]"
-
-
-def test_what_works_on_directories_refuses_an_object_store(tmp_path: Path) -> None:
-    assert directory_of(str(tmp_path)) == directory_of(tmp_path) == tmp_path
-    with pytest.raises(UsageError, match="s3://bucket/prefix: an object store, and this works on directories"):
-        directory_of("s3://bucket/prefix")

@@ -42,7 +42,7 @@ def test_enough_is_always_kept(stored: set[Version], keep: int, every: int) -> N
 def test_what_was_published_last_decides() -> None:
     """Only versions up to the one that was just published are judged; without a setting nothing goes."""
     base = Config(run_dir=Path("/nowhere"), segment_dir=Path("/nowhere"))
-    stored = tuple(Version(1, step) for step in (10, 20, 30, 40))
+    stored = tuple(Kept(Version(1, step), 5.0, True) for step in (10, 20, 30, 40))
     for keep, gone in ((0, []), (2, [Version(1, 10)])):
         duties = Duties(replace(base, keep_last=keep))
         duties.publish(Table(Version(1, 30), 1, ()), 0.0)
@@ -57,33 +57,66 @@ def test_too_few_to_keep(tmp_path: Path, keep: int) -> None:
         Config(run_dir=tmp_path, segment_dir=tmp_path, keep_last=keep).validate()
 
 
+def removed(stored: list[Kept], newest: int, **settings: float) -> list[int]:
+    """The steps that a daemon removes when it has published `newest`."""
+    duties = Duties(replace(Config(run_dir=Path("/nowhere"), segment_dir=Path("/nowhere")), **settings))  # type: ignore[arg-type]
+    duties.publish(Table(Version(1, newest), 1, ()), 0.0)
+    effects = duties.published(ev.Published(Version(1, newest), stored=tuple(stored)), 1.0)
+    return [effect.version.step for effect in effects if isinstance(effect, ev.Remove)]
+
+
+def test_a_daemon_removes_what_is_old() -> None:
+    """Beyond the newest so many (two, where nobody says), and never one of a multiple; what has no age stays."""
+    aged = [Kept(Version(1, step), 100.0 - step, True) for step in range(10, 91, 10)]
+    assert removed(aged, 90, keep_for_s=45.0) == [10, 20, 30, 40, 50]
+    assert removed(aged, 90, keep_for_s=45.0, keep_last=6) == [10, 20, 30]
+    assert removed(aged, 90, keep_for_s=45.0, keep_every=20) == [10, 30, 50]
+    assert removed(aged, 90, keep_for_s=1.0) == [10, 20, 30, 40, 50, 60, 70]
+    assert removed(aged, 90) == []
+    assert removed([Kept(step.version, None, True) for step in aged], 90, keep_for_s=1.0) == []
+
+
+def test_ages_by_a_wrong_clock() -> None:
+    """A step from 1970 is no older than the one before it; one from the future is not old, and makes no other one young."""
+    ages = {10: 60.0, 20: 50.0, 30: 1.8e9, 40: -1e9, 50: 25.0, 60: 2e9, 70: 15.0, 80: 5.0, 90: 1.8e9}
+    stored = [Kept(Version(1, step), age_s, True) for step, age_s in ages.items()]
+    assert removed(stored, 90, keep_for_s=40.0) == [10, 20, 30]
+    assert removed(stored, 90, keep_for_s=20.0) == [10, 20, 30, 50, 60]
+
+
+@pytest.mark.parametrize("age", [-1.0, float("nan"), float("inf")])
+def test_an_age_that_is_none(tmp_path: Path, age: float) -> None:
+    with pytest.raises(UsageError, match="keep_for_s"):
+        Config(run_dir=tmp_path, segment_dir=tmp_path, keep_for_s=age).validate()
+
+
 RULES = st.builds(Rule, st.integers(0, 4), st.integers(0, 20), st.none() | st.floats(0, 50))
-STEPS = st.dictionaries(versions, st.tuples(st.floats(0, 100), st.booleans())).map(
-    lambda found: [Kept(version, at, complete) for version, (at, complete) in found.items()]
+STEPS = st.dictionaries(versions, st.tuples(st.none() | st.floats(-10, 100), st.booleans())).map(
+    lambda found: [Kept(version, age_s, complete) for version, (age_s, complete) in found.items()]
 )
 
 
 @given(STEPS, RULES)
 def test_the_newest_complete_step_and_what_follows_it_always_stay(steps: list[Kept], rule: Rule) -> None:
     """Whatever is broken and whatever the rule says; the young, the multiples and the last complete ones stay as well."""
-    gone = doomed(steps, rule, now=100.0)
+    gone = doomed(steps, rule)
     complete = sorted(step.version for step in steps if step.complete)
     assert list(gone) == sorted(set(gone))
     assert not gone or max(gone) < complete[-1]
     assert not set(complete[-rule.last :] if rule.last else complete[-1:]) & set(gone)
     for step in steps:
         if step.version in gone:
-            assert rule.older_than_s is None or 100.0 - step.written_at >= rule.older_than_s
+            assert rule.older_than_s is None or (step.age_s is not None and step.age_s >= rule.older_than_s)
             assert not rule.every or step.version.step % rule.every
     left = [step for step in steps if step.version not in gone]
-    assert doomed(left, rule, now=100.0) == ()
+    assert doomed(left, rule) == ()
 
 
 def test_without_a_rule_nothing_goes() -> None:
     """Keep-every alone can't be meant: it would leave none of the newest."""
-    steps = [Kept(Version(1, step), 0.0, True) for step in (1, 2, 3)]
-    assert doomed(steps, Rule(), now=1e9) == ()
-    assert doomed(steps, Rule(older_than_s=5.0), now=1e9) == (Version(1, 1), Version(1, 2))
+    steps = [Kept(Version(1, step), 1e9, True) for step in (1, 2, 3)]
+    assert doomed(steps, Rule()) == ()
+    assert doomed(steps, Rule(older_than_s=5.0)) == (Version(1, 1), Version(1, 2))
     for wrong in (Rule(every=5), Rule(last=-1), Rule(last=1, every=-1)):
         with pytest.raises(UsageError, match="keep-"):
             wrong.check()

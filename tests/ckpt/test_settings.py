@@ -45,7 +45,7 @@ def test_every_field_reaches_the_configuration(monkeypatch: pytest.MonkeyPatch, 
     values = {
         "JOB": "j", "NODE": "1", "NODES": "127.0.0.1:7, 127.0.0.2:8,", "PARITY": "0", "GROUP_SIZE": "4", "RUN_DIR": "r",
         "SEGMENT_DIR": "s", "STORAGE": "p", "PERSIST_EVERY": "5", "MTBF_NODE_S": "5e6", "SLOTS": "2", "MEMORY_BYTES": "1000",
-        "SECRET_FILE": "secret", "NICE": "3", "KEEP_LAST": "4", "KEEP_EVERY": "100", "DOMAIN": "rack-7",
+        "SECRET_FILE": "secret", "NICE": "3", "KEEP_LAST": "4", "KEEP_EVERY": "100", "KEEP_FOR": "7d", "DOMAIN": "rack-7",
         "DOMAIN_LABEL": "rack", "SCRUB_EVERY_S": "60", "LEAVE_AFTER_S": "30",
         "BANDWIDTH_BYTES_S": "5000000", "CPU_SHARE": "0.5", "STUCK_AFTER_S": "90",
         "TLS_DIR": "certs", "ACT": "advise",
@@ -59,6 +59,7 @@ def test_every_field_reaches_the_configuration(monkeypatch: pytest.MonkeyPatch, 
     assert (config.run_dir, config.segment_dir, config.storage) == (tmp_path / "r", tmp_path / "s", tmp_path / "p")
     assert (config.persist_every, config.slots, config.memory_bytes, config.nice) == (5, 2, 1000, 3)
     assert (config.keep_last, config.keep_every, config.stuck_after_s) == (4, 100, 90.0)
+    assert config.keep_for_s == 7 * 86400.0
     assert (config.domain, config.act) == ("rack-7", "advise")
     assert (config.scrub_every_s, config.timing.leave_after_s) == (60.0, 30.0)
     assert (config.bandwidth_bytes_s, config.cpu_share) == (5_000_000, 0.5)

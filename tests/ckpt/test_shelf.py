@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from ckptd.ckpt import manifest, shelf
+from ckptd.ckpt import disk, manifest
 from ckptd.ckpt.errors import StorageError
 from ckptd.ckpt.model import Image, Version
 from ckptd.ckpt.pieces import digest_of, sums_of
+from ckptd.ckpt.shelf_files import FileShelf
 from ckptd.ckpt.storage import Storage
 
 JOB = "gpt"
@@ -45,7 +47,7 @@ def test_steps_are_listed_with_size_ranks_and_age(tmp_path: Path) -> None:
     (path, _) = persist(tmp_path, 10, 20)
     persist(tmp_path, 15, epoch=2)
     os.utime(path / "manifest.json", (1000.0, 1000.0))
-    found = shelf.published(tmp_path, JOB)
+    found = FileShelf(tmp_path).published(JOB)
     assert [(step.version.epoch, step.version.step) for step in found] == [(2, 15), (1, 20), (1, 10)]
     assert {(step.world, step.problem) for step in found} == {(2, "")}
     assert all(2000 < step.nbytes < 4000 for step in found)
@@ -72,9 +74,9 @@ def _linked_whole(path: Path) -> None:
 
 
 BREAKS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "a file is missing": (lambda path: (path / "rank-00001.safetensors").unlink(), "No such file"),
-    "a file was cut": (_cut, "has 999 bytes, expected a file of 1000"),
-    "a file is a link": (_link, "expected a file of 1000"),
+    "a file is missing": (lambda path: (path / "rank-00001.safetensors").unlink(), "rank-00001.safetensors is missing"),
+    "a file was cut": (_cut, "has 999 bytes, expected 1000"),
+    "a file is a link": (_link, "rank-00001.safetensors is missing"),
     "no manifest": (lambda path: (path / "manifest.json").unlink(), "cannot read"),
     "a damaged manifest": (lambda path: (path / "manifest.json").write_bytes(b"{"), "the step is not offered"),
     "another step's manifest": (_renamed, "renamed or mixed up"),
@@ -90,9 +92,22 @@ def test_broken_steps_say_why(tmp_path: Path, what: str) -> None:
     (tmp_path / "other").mkdir()
     hurt, message = BREAKS[what]
     hurt(path)
-    (step,) = shelf.published(tmp_path, "other" if "another job" in what else JOB)
+    (step,) = FileShelf(tmp_path).published("other" if "another job" in what else JOB)
     assert message in step.problem
-    assert not step.kept.complete
+    assert not step.kept(0.0).complete
+    assert step.is_link == (what == "a link to a step")
+
+
+def test_a_manifest_that_can_not_be_read_now_is_not_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`ckptd gc` removes what is broken: a file server's bad moment must not cost a step."""
+    persist(tmp_path, 10, 20)
+
+    def read(path: Path, _: int) -> bytes:
+        raise StorageError(f"cannot read {path}") from OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(disk, "read_small", read)
+    with pytest.raises(StorageError, match="cannot read"):
+        FileShelf(tmp_path).published(JOB)
 
 
 def test_what_is_unfinished_is_told_by_when_it_was_touched(tmp_path: Path) -> None:
@@ -102,7 +117,7 @@ def test_what_is_unfinished_is_told_by_when_it_was_touched(tmp_path: Path) -> No
     writing, removing = begun(tmp_path, 20), begun(tmp_path, 5, name="removing")
     os.utime(removing / "rank-00000.safetensors.0a.tmp", (5000.0, 5000.0))
     os.utime(removing, (4000.0, 4000.0))
-    found = {item.path: item for item in shelf.leftovers(tmp_path, JOB)}
+    found = {Path(item.where): item for item in FileShelf(tmp_path).leftovers(JOB)}
     assert set(found) == {writing, removing, published / "rank-00000.safetensors.ff.tmp"}
     assert found[removing].touched_at == 5000.0
     assert [found[writing].nbytes, found[removing].nbytes] == [500, 500]
@@ -115,8 +130,9 @@ def test_leftovers_are_discarded_and_links_are_not_followed(tmp_path: Path) -> N
     (tmp_path / "precious" / "file").touch()
     (writing / "link").symlink_to(tmp_path / "precious")
     (tmp_path / JOB / f".writing-{manifest.dir_name(Version(1, 21))}").symlink_to(tmp_path / "precious")
-    found = shelf.leftovers(tmp_path, JOB)
-    assert [item.path for item in found] == [writing]
+    shelf = FileShelf(tmp_path)
+    found = shelf.leftovers(JOB)
+    assert [Path(item.where) for item in found] == [writing]
     for _ in range(2):
         shelf.discard(found[0])
     assert (tmp_path / "precious" / "file").exists()
@@ -130,12 +146,12 @@ def test_jobs_are_what_has_steps(tmp_path: Path) -> None:
     (tmp_path / "lost+found").mkdir()
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").touch()
-    assert shelf.jobs(tmp_path) == [JOB, "starting"]
+    assert FileShelf(tmp_path).jobs() == [JOB, "starting"]
 
 
 def test_a_root_or_job_that_is_not_there_is_said(tmp_path: Path) -> None:
     """It may be a mount that is missing, or a name mistyped: nothing is shown as empty."""
     with pytest.raises(StorageError, match="does not exist; is the storage mounted"):
-        shelf.jobs(tmp_path / "nowhere")
+        FileShelf(tmp_path / "nowhere").jobs()
     with pytest.raises(StorageError, match="does not exist"):
-        shelf.published(tmp_path, "gtp")
+        FileShelf(tmp_path).published("gtp")

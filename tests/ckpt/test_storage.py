@@ -6,13 +6,14 @@ import json
 import os
 import random
 import re
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from tests.payload import flip
 
-from ckptd.ckpt import manifest
+from ckptd.ckpt import directory, manifest
 from ckptd.ckpt.errors import CorruptionError, StorageError
 from ckptd.ckpt.model import PIECE, Image, Version
 from ckptd.ckpt.pieces import digest_of, sums_of
@@ -227,9 +228,47 @@ def test_checking_needs_no_memory_for_the_file(storage: Storage) -> None:
     content = json.loads(path.read_text())
     content["files"][1]["size"] = 2**45
     path.write_text(json.dumps(content))
-    ((step,), _) = storage.steps()
-    with pytest.raises(StorageError, match=f"has 70000 bytes, expected {2**45}"):
-        storage.check(step, 1)
+    steps, (problem,) = storage.steps()
+    assert not steps
+    assert f"rank-00001.safetensors has 70000 bytes, expected {2**45}" in problem
+
+
+def test_a_file_is_checked_while_it_is_read(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several parts at a time: as many are summed together as are read, and what was damaged in any of them is found."""
+    monkeypatch.setattr(directory, "PART", PIECE)
+    size = 8 * PIECE + 100
+    data = random.Random(3).randbytes(size)
+    image = image_of(0, data)
+    storage.write(V12, image, memoryview(data))
+    storage.publish(V12, [image])
+    together, real = threading.Barrier(directory.READERS), sums_of
+
+    def summed(part: memoryview) -> list[int]:
+        if len(part) == PIECE:
+            together.wait(10.0)
+        return real(part)
+
+    monkeypatch.setattr(directory, "sums_of", summed)
+    ((step,), _), into, told = storage.steps(), memoryview(bytearray(size)), list[int]()
+    storage.read(step, 0, into, told.append)
+    assert into == data
+    assert sum(told) == size
+    flip(folder(storage) / manifest.dir_name(V12) / "rank-00000.safetensors", 6 * PIECE)
+    with pytest.raises(CorruptionError, match=r"rank-00000\.safetensors does not match its manifest"):
+        storage.read(step, 0, into)
+
+
+@pytest.mark.parametrize("left", ["manifest.json", "rank-00000.safetensors"])
+def test_a_step_that_is_removed_in_part(storage: Storage, left: str) -> None:
+    """Somebody's `rm -r` was interrupted: it is not offered, whatever of it is left, and the one before is."""
+    persist(storage, Version(2, 4))
+    path = persist(storage, V12)
+    for file in path.iterdir():
+        if file.name != left:
+            file.unlink()
+    steps, (problem,) = storage.steps()
+    assert [step.manifest.version for step in steps] == [Version(2, 4)]
+    assert manifest.dir_name(V12) in problem
 
 
 def test_a_storage_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

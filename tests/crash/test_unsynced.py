@@ -56,7 +56,7 @@ def loadable(storage: Storage) -> set[Version]:
 
 def attack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> int:
     """Persist OLD, then NEW; cut the power after every step; return how many states were looked at."""
-    monkeypatch.setattr(disk, "_CHUNK", 4096)
+    monkeypatch.setattr(disk, "CHUNK", 4096)
     recorder, marks = Recorder(tmp_path / "run"), []
     (tmp_path / "run").mkdir()
     with monkeypatch.context() as patch:

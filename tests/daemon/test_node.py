@@ -200,6 +200,16 @@ def test_storage_that_fails_does_not_stop_the_snapshots() -> None:
     assert world.run(30.0, lambda: max(world.manifests, default=None) != newest)
 
 
+def test_what_is_old_goes_from_storage() -> None:
+    """By age alone: at each moment what is younger stands, and the two newest, however old they have become."""
+    world, job = training(persist_every=1, keep_for_s=2.0)
+    assert world.run(30.0, lambda: len(world.storage.names) >= 4 and step_of(world.sealed) > 20)
+    assert max(world.now - named.at for named in world.storage.names.values()) < 4.0
+    job.stop()
+    world.run(30.0)
+    assert len(world.manifests) >= 2, "nothing goes while nothing is persisted"
+
+
 def test_what_a_trainer_wants_persisted_is_persisted_by_all() -> None:
     """One node says so, wherever the collector is; a collector that takes over meanwhile does it all the same."""
     world, job = training()

@@ -121,7 +121,7 @@ def test_storage(place: Place, written: Writing | None, verdict: str, words: str
     assert words in row.found
 
 
-@pytest.mark.usefixtures("without_s3fs")
+@pytest.mark.usefixtures("without_stores")
 def test_an_object_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An object is written, read and removed again; what goes wrong is what the store says."""
     (row,) = doctor.storage(made(tmp_path, storage=f"memory://bucket{tmp_path}"))

@@ -197,5 +197,5 @@ def test_list_of_a_storage(run: Run) -> None:
     found = json.loads(out)
     assert (code, found["ok"], [item["job"] for item in found["jobs"]]) == (1, False, ["j"])
     assert [(row["step"], row["complete"]) for row in found["jobs"][0]["steps"]] == [(20, False), (10, True)]
-    assert "No such file" in found["jobs"][0]["steps"][0]["reason"]
+    assert "is missing" in found["jobs"][0]["steps"][0]["reason"]
     assert len(found["jobs"][0]["leftovers"]) == 1

@@ -46,7 +46,12 @@ def test_persisted_and_restored(nodes: NodesHere) -> None:
     assert write(nodes, table) == [ev.Written(V, payload.images) for payload in table.payloads]
     assert nodes[0].jobs.stored() == []
     for _ in range(2):
-        assert nodes[0].jobs.publish(ev.Publish(table)) == ev.Published(V, stored=(V,))
+        published = nodes[0].jobs.publish(ev.Publish(table))
+        assert (published.version, published.reason) == (V, "")
+        (kept,) = published.stored
+        assert kept.version == V
+        assert kept.age_s is not None
+        assert -1.0 < kept.age_s < 60.0
     assert [step.stored.version for step in nodes[1].jobs.stored()] == [V]
     forget(nodes)
     found = nodes[1].jobs.gather(nodes.ledger(), V)

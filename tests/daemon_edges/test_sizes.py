@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from ckptd.ckpt.durations import age_of
 from ckptd.ckpt.errors import UsageError
-from ckptd.daemon.sizes import age_words, parse_age
+from ckptd.daemon.sizes import age_words
 
 
 @pytest.mark.parametrize(
@@ -13,14 +14,14 @@ from ckptd.daemon.sizes import age_words, parse_age
 )
 def test_ages(text: str, seconds: float) -> None:
     """Seconds, minutes, hours, days, weeks."""
-    assert parse_age(text, "--older-than") == seconds
+    assert age_of(text, "--older-than") == seconds
 
 
 @pytest.mark.parametrize("text", ["", "7", "d", "-1d", "7 days", "1e3s", "²d", "9999999999d"])
 def test_what_is_no_age(text: str) -> None:
     """A bare number could be anything."""
     with pytest.raises(UsageError, match="--older-than"):
-        parse_age(text, "--older-than")
+        age_of(text, "--older-than")
 
 
 @pytest.mark.parametrize(

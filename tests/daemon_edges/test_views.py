@@ -71,7 +71,7 @@ def ledger(*reports: Report, lost: tuple[int, ...] = (), sealed: Version | None 
 
 
 def stored(version: Version) -> Step:
-    return Step(Manifest("j", version, images(0) + images(1)), f"/storage/{version.step}")
+    return Step(Manifest("j", version, images(0) + images(1)), f"/storage/{version.step}", None)
 
 
 def printed(rendered: Any) -> str:

@@ -136,6 +136,24 @@ def test_a_bit_that_flips_on_its_way_down(gate: Gate, open_at: Open) -> None:
         read(storage)
 
 
+def test_an_image_is_checked_while_it_comes(gate: Gate, open_at: Open) -> None:
+    """While one range is on its way, all others are read, and what is damaged of them is found and read again."""
+    storage = open_at(Patience(tries=2, first_pause_s=0.01))
+    write(storage)
+    storage.publish(V12, [IMAGE])
+    held = gate.spoil(Fault(READ, HELD, times=1))
+    gate.spoil(Fault(READ, FLIPPED, times=1))
+    found: list[bytes] = []
+    reader = threading.Thread(target=lambda: found.append(read(storage)))
+    reader.start()
+    assert held.met.wait(20.0)
+    until(lambda: gate.count(READ) == PARTS + 1, "the others read, and the damaged one again")
+    assert not found
+    gate.heal()
+    reader.join(20.0)
+    assert found == [DATA]
+
+
 def test_a_store_that_does_not_answer(gate: Gate, open_at: Open) -> None:
     """A part that hangs is taken back and sent again; if all hang, an error ends it, and closing does so at once."""
     gate.spoil(Fault(SEND + "2", HELD, times=1))

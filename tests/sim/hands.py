@@ -16,6 +16,7 @@ from ckptd.ckpt.groups import groups_in
 from ckptd.ckpt.inventory import Held, Report
 from ckptd.ckpt.model import Image
 from ckptd.ckpt.recovery import is_complete, tables_of
+from ckptd.ckpt.retention import Kept
 from ckptd.daemon import events as ev
 
 if TYPE_CHECKING:
@@ -240,12 +241,13 @@ class Hands:
             written = storage.files.get((version, image.rank))
             if written is None or len(written.data) * SCALE != image.size:
                 return ev.Published(version, f"rank {image.rank} is not on storage")
-        if not storage.publish(effect.table, host.index):
+        if not storage.publish(effect.table, host.index, self.world.now):
             return ev.Published(version, "storage failed")
         yield
         if not storage.sync_root(version):
             return ev.Published(version, "storage failed")
-        return ev.Published(version, stored=tuple(storage.names))
+        stored = (Kept(found, self.world.now - named.at, complete=True) for found, named in storage.names.items())
+        return ev.Published(version, stored=tuple(stored))
 
     def _remove(self, host: Host, effect: ev.Remove) -> Steps:
         yield

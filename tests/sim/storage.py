@@ -43,6 +43,8 @@ class Published:
 
     table: Table
     writer: int
+    at: float
+    """When, in simulated seconds."""
     synced: bool = False
 
 
@@ -81,10 +83,10 @@ class Storage:
             self.files[key].name, self.files[key].before = True, None
         return self.works
 
-    def publish(self, table: Table, writer: int) -> bool:
+    def publish(self, table: Table, writer: int, at: float) -> bool:
         """Rename the version into place."""
         if self.works and table.version not in self.names:
-            self.names[table.version] = Published(table, writer)
+            self.names[table.version] = Published(table, writer, at)
         return self.works
 
     def sync_root(self, version: Version) -> bool:
