@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,9 +15,35 @@ from fsspec.tests.abstract.pipe import AbstractPipeTests
 from fsspec.tests.abstract.put import AbstractPutTests
 from tests.fakes import FakeChannel
 
+from ckptd.ckpt.client import Decision, Slot
+from ckptd.ckpt.model import Version
 from ckptd.integrations.dcp.life import Life
 from ckptd.integrations.files import saving
 from ckptd.integrations.filesystem import CkptdFileSystem
+
+
+class Newest(FakeChannel):
+    """Keeps one version, as a node whose slots are needed, and remembers which."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self._epochs, self._versions = 0, list[Version]()
+
+    def decide(self, *, world: int, fresh: bool = False) -> Decision:
+        self._epochs += 1
+        return Decision(self._epochs, None, "none", "a save")
+
+    def newest_epoch(self) -> int:
+        return self._epochs
+
+    def commit(self, slot: Slot, version: Version) -> None:
+        super().commit(slot, version)
+        for older in self._versions:
+            shutil.rmtree(self.image(older).parent)
+        self._versions = [version]
+
+    def recorded(self) -> list[Version]:
+        return self._versions
 
 
 class InAStep(AbstractFixtures):  # type: ignore[misc]  # fsspec has no types
@@ -26,7 +53,7 @@ class InAStep(AbstractFixtures):  # type: ignore[misc]  # fsspec has no types
     def fs(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[CkptdFileSystem]:
         monkeypatch.setenv("CKPTD_JOB", "job")
         (tmp_path / "channel").mkdir()
-        life = Life(FakeChannel(tmp_path / "channel"), "job")
+        life = Life(Newest(tmp_path / "channel"), "job")
         monkeypatch.setattr("ckptd.integrations.filesystem.running", lambda job: life)
         monkeypatch.setattr("ckptd.integrations.files.saving.life_of", lambda job: life)
         monkeypatch.setattr(saving, "_savings", {})

@@ -1,0 +1,95 @@
+"""One rank of a sharded training that saves by stock DCP to `ckptd://`: `... RANK WORLD DIRECTORY LIFE RUN_DIRS KILL_AT`.
+
+Rank r talks to the daemon in the run directory r of RUN_DIRS, or to the last one. It trains to STEPS from the newest step, if
+there is one, and saves each; it prints where it began, and a digest of each step before it saves it. At step KILL_AT both ranks
+end by SIGKILL: rank 1 when its file is written and rank 0 has not called, rank 0 when it has noticed.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from tests.integrations.dcp_worker import digest_of, objects_of, state_of
+from tests.integrations.sharded_worker import update
+from torch.distributed.checkpoint._fsspec_filesystem import FsspecWriter
+from torch.distributed.checkpoint.state_dict import set_state_dict
+
+from ckptd.integrations.filesystem import CkptdFileSystem
+
+STEPS = 4
+FOLDER = "ckptd://t"
+
+
+def newest() -> int:
+    """The newest step that can be loaded, found as trainers of others find it: by their folder's names."""
+    fs = fsspec.filesystem("ckptd")
+    steps = [int(name.rpartition("-")[2]) for name in (fs.ls(FOLDER, detail=False) if fs.exists(FOLDER) else [])]
+    return max((step for step in steps if fs.exists(f"{FOLDER}/step-{step}/.metadata")), default=0)
+
+
+def save(state: dict[str, Any], step: int) -> None:
+    """Each step in another way."""
+    where = f"{FOLDER}/step-{step}"
+    if step == 1:
+        dcp.save(state, checkpoint_id=where)
+    elif step == 2:
+        dcp.save(state, storage_writer=FsspecWriter(where, thread_count=2))
+    else:
+        future = dcp.async_save(state, checkpoint_id=where)
+        assert isinstance(future, Future)
+        future.result(100)
+
+
+def die(*_: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def train(rank: int, world: int, kill_at: int) -> None:
+    torch.manual_seed(0)
+    objects = objects_of(world)
+    begun = newest()
+    print(begun)
+    if begun:
+        state = state_of(objects)
+        dcp.load(state, checkpoint_id=f"{FOLDER}/step-{begun}")
+        set_state_dict(
+            objects["model"], objects["optimizer"], model_state_dict=state["model"], optim_state_dict=state["optimizer"]
+        )
+    for step in range(begun + 1, STEPS + 1):
+        torch.manual_seed(step)
+        update(objects)
+        objects["model"].seen += 1
+        state = state_of(objects)
+        print(digest_of(state), flush=True)
+        if step != kill_at:
+            save(state, step)
+            continue
+        if rank == 1:
+            CkptdFileSystem._written = die  # type: ignore[method-assign]
+        try:
+            save(state, step)
+        finally:
+            die()
+
+
+def main(rank: int, world: int, directory: Path, life: str, run_dirs: str, kill_at: str) -> None:
+    torch.set_num_threads(1)
+    places = run_dirs.split(",")
+    os.environ["CKPTD_RUN_DIR"] = places[min(rank, len(places) - 1)]
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "RANK": str(rank), "WORLD_SIZE": str(world)}
+    dist.init_process_group("gloo", init_method=f"file://{directory}/store-{life}", rank=rank, world_size=world)
+    train(rank, world, int(kill_at))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), *sys.argv[4:])
