@@ -1,7 +1,7 @@
 """One rank of a sharded training that saves by stock DCP to `ckptd://`: `... RANK WORLD DIRECTORY LIFE RUN_DIRS KILL_AT`.
 
-Rank r talks to the daemon in the run directory r of RUN_DIRS, or to the last one. It trains to STEPS from the newest step, if
-there is one, and saves each; it prints where it began, and a digest of each step before it saves it. At step KILL_AT both ranks
+Rank r talks to the daemon in the run directory r of RUN_DIRS, or to the last one. It trains to STEPS from the newest step,
+if there is one, and saves each; it prints where it began, and a digest of each step before it is saved. At KILL_AT both
 end by SIGKILL: rank 1 when its file is written and rank 0 has not called, rank 0 when it has noticed.
 """
 
@@ -17,11 +17,13 @@ from typing import Any
 import fsspec
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from tests.integrations.dcp_worker import digest_of, objects_of, state_of
 from tests.integrations.sharded_worker import update
 from torch.distributed.checkpoint._fsspec_filesystem import FsspecWriter
 from torch.distributed.checkpoint.state_dict import set_state_dict
+from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
+from torch.distributed.checkpoint.state_dict_saver import async_save as dcp_async_save
+from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
 from ckptd.integrations.filesystem import CkptdFileSystem
 
@@ -40,11 +42,11 @@ def save(state: dict[str, Any], step: int) -> None:
     """Each step in another way."""
     where = f"{FOLDER}/step-{step}"
     if step == 1:
-        dcp.save(state, checkpoint_id=where)
+        dcp_save(state, checkpoint_id=where)
     elif step == 2:
-        dcp.save(state, storage_writer=FsspecWriter(where, thread_count=2))
+        dcp_save(state, storage_writer=FsspecWriter(where, thread_count=2))
     else:
-        future = dcp.async_save(state, checkpoint_id=where)
+        future = dcp_async_save(state, checkpoint_id=where)
         assert isinstance(future, Future)
         future.result(100)
 
@@ -60,7 +62,7 @@ def train(rank: int, world: int, kill_at: int) -> None:
     print(begun)
     if begun:
         state = state_of(objects)
-        dcp.load(state, checkpoint_id=f"{FOLDER}/step-{begun}")
+        dcp_load(state, checkpoint_id=f"{FOLDER}/step-{begun}")
         set_state_dict(
             objects["model"], objects["optimizer"], model_state_dict=state["model"], optim_state_dict=state["optimizer"]
         )
@@ -74,7 +76,7 @@ def train(rank: int, world: int, kill_at: int) -> None:
             save(state, step)
             continue
         if rank == 1:
-            CkptdFileSystem._written = die  # type: ignore[method-assign]
+            CkptdFileSystem._written = die  # type: ignore[assignment, method-assign]
         try:
             save(state, step)
         finally:

@@ -22,8 +22,8 @@ def run(cluster: Cluster, directory: Path, life: int, nodes: list[int], kill_at:
 
 
 def test_a_killed_training_goes_on_from_the_folders_url(tmp_path: Path) -> None:
-    """Both ranks are killed in the save of a step and a node's memory is lost: that step does not exist, the one before comes
-    back, one rank's files from parity, and the training goes on with the same bits."""
+    """Both ranks are killed in the save of a step and a node's memory is lost: that step does not exist, the one before
+    comes back, one rank's files from parity, and the training goes on with the same bits."""
     with Cluster(2, parity=1) as cluster:
         killed = run(cluster, tmp_path, 1, [0, 1], kill_at=STEPS)
         cluster.lose(1)
