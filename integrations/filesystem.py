@@ -23,7 +23,8 @@ from ckptd.ckpt.model import Version
 from ckptd.ckpt.settings import read
 from ckptd.integrations.dcp.life import LEVELS, Life, running
 from ckptd.integrations.files.images import Stored, files_of
-from ckptd.integrations.files.names import METADATA, Place, children, is_partial, place_of, refusal
+from ckptd.integrations.files.names import METADATA, children, is_partial, refusal
+from ckptd.integrations.files.places import Place, place_of
 from ckptd.integrations.files.saving import Saving, Terms, refuse_rank, saving_of
 from ckptd.integrations.files.written import NewFile
 from ckptd.integrations.images import Opened

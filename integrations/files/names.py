@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from ckptd.ckpt.errors import UsageError
-from ckptd.ckpt.model import JOB_NAME
 from ckptd.ckpt.strict import short
-from ckptd.integrations.dcp.names import SCHEME, Address, address_of
 
 PREFIX = "ckptd.files/"
 ROOM = "ckptd.files.room"
@@ -25,33 +22,6 @@ _PART = re.compile(r"[^/\x00]+")
 _IMAGE = re.compile(r"rank-[0-9]{5,9}\.safetensors")
 _PARTIAL = re.compile(r"\.distcp$|^\.metadata\.tmp$")
 _ALONE = re.compile(r"__[0-9]+\.metadata(\.tmp)?")
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """A path, taken apart. What a path leaves out is empty."""
-
-    job: str = ""
-    step: str = ""
-    """As it was written: `step-12`, `12` or `step-12.e3`."""
-    file: str = ""
-    """Its name below the step, directories and all."""
-
-    @property
-    def address(self) -> Address:
-        """Which step is meant. Raises UsageError for a name that is none."""
-        return address_of(f"{SCHEME}{self.job}/{self.step}")
-
-
-def place_of(path: str) -> Place:
-    """Take apart a path without its scheme. Raises UsageError when it can't be that of anything."""
-    job, _, rest = path.partition("/")
-    step, _, file = rest.partition("/")
-    if job and not JOB_NAME.fullmatch(job):
-        raise UsageError(f"found {short(path)}, expected the name of a job before the first slash")
-    if file:
-        check(file)
-    return Place(job, step, file)
 
 
 def check(file: str) -> None:

@@ -7,7 +7,7 @@ import mmap
 import os
 from collections.abc import Callable
 
-from ckptd.integrations.files.names import Place
+from ckptd.integrations.files.places import Place
 
 
 class NewFile(io.BufferedRandom):

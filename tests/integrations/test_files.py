@@ -164,7 +164,7 @@ def test_every_rank_for_itself_is_refused(fs: CkptdFileSystem, monkeypatch: pyte
 def test_a_step_of_files_is_no_checkpoint_of_tensors(fs: CkptdFileSystem, channel: FakeChannel) -> None:
     """`ckptd.dcp` and a Checkpointer say what it is instead of loading something else."""
     fs.pipe_file("job/step-5/x", b"1")
-    with pytest.raises(StateError, match="was not saved by"):
+    with pytest.raises(StateError, match="is files that were written to ckptd://"):
         ckptd.dcp.load({"a": torch.zeros(1)}, storage_reader=ckptd.dcp.StorageReader(channel=channel))
 
 
