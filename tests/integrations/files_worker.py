@@ -1,17 +1,15 @@
-"""One rank of a sharded training that saves by stock DCP to `ckptd://`: `... RANK WORLD DIRECTORY LIFE RUN_DIRS KILL_AT`.
+"""One rank of a sharded training that saves by stock DCP to `ckptd://`: `RANK WORLD DIRECTORY LIFE RUN_DIRS KILL_AT`.
 
-Rank r talks to the daemon in the run directory r of RUN_DIRS, or to the last one. It trains to STEPS from the newest step,
-if there is one, and saves each; it prints where it began, and a digest of each step before it is saved. At KILL_AT both
-end by SIGKILL: rank 1 when its file is written and rank 0 has not called, rank 0 when it has noticed.
+Rank r talks to the daemon in the run directory r of RUN_DIRS. It trains to STEPS from the newest step, if there is one, and
+saves each; it prints where it began, and a digest of each step before that is saved. At step KILL_AT both ranks end by
+SIGKILL: rank 1 when its file is written and rank 0 has not called, rank 0 when it has noticed.
 """
 
 from __future__ import annotations
 
 import os
 import signal
-import sys
 from concurrent.futures import Future
-from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -83,15 +81,17 @@ def train(rank: int, world: int, kill_at: int) -> None:
             die()
 
 
-def main(rank: int, world: int, directory: Path, life: str, run_dirs: str, kill_at: str) -> None:
+def parse(_: str, argv: list[str]) -> list[str]:
+    """For `tests.integrations.lives`."""
+    return argv
+
+
+def main(argv: list[str]) -> None:
+    rank, world, directory, life, run_dirs, kill_at = argv
     torch.set_num_threads(1)
-    places = run_dirs.split(",")
-    os.environ["CKPTD_RUN_DIR"] = places[min(rank, len(places) - 1)]
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "RANK": str(rank), "WORLD_SIZE": str(world)}
-    dist.init_process_group("gloo", init_method=f"file://{directory}/store-{life}", rank=rank, world_size=world)
-    train(rank, world, int(kill_at))
+    os.environ["CKPTD_RUN_DIR"] = run_dirs.split(",")[int(rank)]
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "RANK": rank, "WORLD_SIZE": world}
+    store = f"file://{directory}/store-{life}"
+    dist.init_process_group("gloo", init_method=store, rank=int(rank), world_size=int(world))
+    train(int(rank), int(world), int(kill_at))
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), *sys.argv[4:])
