@@ -5,16 +5,15 @@ from __future__ import annotations
 import threading
 
 import pytest
-import torch.distributed as dist
 
 from ckptd.ckpt.errors import MemoryBudgetError, Unrecoverable, UsageError
 from ckptd.integrations.files import together
-from ckptd.integrations.torch_private import store_of_the_job
+from ckptd.integrations.torch_private import store_of_the_job, torch_c10d
 
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> together.Calls:
-    store = dist.HashStore()
+    store = torch_c10d().HashStore()
     monkeypatch.setattr(together, "store_of_the_job", lambda: store)
     return together.Calls("job", 5)
 
