@@ -3,7 +3,8 @@
     python -m benchmarks.dcp [--mib SIZE] [--repeat N] [--report FILE.json]
 
 One rank, one daemon, a state of float32 tensors of 8 MiB. A save of ours returns when the step is captured, with every
-sum taken, or sealed; theirs when the files are written, without syncing. Seconds by the caller's clock.
+sum taken, or sealed; theirs when the files are written, without syncing; theirs by ckptd:// when the step is sealed. Seconds
+by the caller's clock.
 """
 
 from __future__ import annotations
@@ -48,10 +49,15 @@ def ways(
     def save_memory(level: str, step: int) -> None:
         ckptd.dcp.save(dict(state), storage_writer=StorageWriter(step, level=level), no_dist=True)
 
+    def url(step: int) -> str:
+        return f"ckptd://{JOB}/step-{3 * step}"
+
     return {
         "save, files": save_files,
-        "save, captured": lambda step: save_memory("captured", 2 * step),
-        "save, sealed": lambda step: save_memory("sealed", 2 * step + 1),
+        "save, by URL": lambda step: dcp_save(dict(state), checkpoint_id=url(step), no_dist=True),
+        "load, by URL": lambda step: dcp_load(into, checkpoint_id=url(step), no_dist=True),
+        "save, captured": lambda step: save_memory("captured", 3 * step + 1),
+        "save, sealed": lambda step: save_memory("sealed", 3 * step + 2),
         "load, files": lambda step: dcp_load(into, storage_reader=FileSystemReader(files), no_dist=True),
         "load, memory": lambda step: ckptd.dcp.load(into, no_dist=True),
     }

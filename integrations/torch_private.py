@@ -1,6 +1,7 @@
-"""Every private name of torch that is used to watch a rank, in one place; tried with torch 2.13.
+"""Every private name of torch that is used, in one place; tried with torch 2.13.
 
-Nothing here is needed to train or to save: without these names less is seen of a job that hangs, and `missing` says what.
+All but one are for watching a rank: without these names less is seen of a job that hangs, and `missing` says what. The other
+is `store_of_the_job`, for saving files from several ranks.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+
+from ckptd.ckpt.errors import UsageError
 
 RECORDER_ENTRIES = 128
 """Collectives that the Flight Recorder keeps. A status comes with all of them: 128 are 60 KB and 2 ms, 2,000 are 950 KB."""
@@ -127,6 +130,17 @@ def _known() -> dict[Any, Any] | None:
     world = getattr(getattr(dist, "distributed_c10d", None), "_world", None)
     table = getattr(world, "pg_map", None)
     return table if isinstance(table, dict) else None
+
+
+def store_of_the_job() -> Any:
+    """The key-value store of the default process group, by a connection of its own. Raises UsageError without one."""
+    look_up = getattr(getattr(dist, "distributed_c10d", None), "_get_default_store", None)
+    if look_up is None or not hasattr(torch_c10d().Store, "clone") or not dist.is_initialized():
+        raise UsageError(
+            f"torch {torch.__version__} shows no store of the job's ranks, which files that several ranks write need; "
+            "save by ckptd.dcp.save()"
+        )
+    return look_up().clone()  # a call that waits in the other connection keeps nobody waiting here
 
 
 def environment() -> MutableMapping[str, str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 
@@ -35,6 +35,7 @@ class Life:
         self._lock = threading.Lock()
         self._given: Version | None = None
         """The last version that was given out here, as the coordinator."""
+        self._given_world = 0
         self._finished = True
         self._place: tuple[int, int] | None = None
         self._joined: Version | None = None
@@ -46,19 +47,21 @@ class Life:
     def give(self, step: int, world: int) -> Version:
         """The coordinator's choice of the version to save `step` as.
 
-        A new epoch begins where the step is not newer than the last one, the last save was not finished, or another process
-        has begun an epoch since: so what two saves under one id have written is never mixed.
+        A new epoch begins where the step is not newer than the last one, the last save was not finished or of another
+        number of ranks, or another process has begun an epoch since: so what two saves under one id have written is never
+        mixed.
         """
         with self._lock:
             last = self._given
-            stale = last is None or not self._finished or self._channel.newest_epoch() > last.epoch
+            stale = last is None or not self._finished or world != self._given_world
+            stale = stale or (last is not None and self._channel.newest_epoch() > last.epoch)
             if last is None or stale or step <= last.step:
                 if self._place is not None:  # another process may be this rank now, and only the rank is answered
                     self._attach(*self._place)
                 self._given = Version(self._channel.decide(world=world, fresh=True).epoch, step)
             else:
                 self._given = Version(last.epoch, step)
-            self._finished = False
+            self._finished, self._given_world = False, world
             return self._given
 
     def enter(self, rank: int, world: int, assigned: Version, step: int) -> Version:
@@ -126,14 +129,26 @@ class Life:
 
         What has just been saved, this node may hear of a moment later: that is waited for.
         """
-        deadline = time.monotonic() + _HEARD_S
-        while not self._is_heard(address, known := self.restorable()) and time.monotonic() < deadline:
-            time.sleep(_POLL_S)
+        known = self._wait(lambda versions: self._is_heard(address, versions))
         fitting = [version for version in known if address.fits(version)]
         if not fitting:
             have = ", ".join(map(str, known[:5])) or "none"
             raise Unrecoverable(f"{address} of job {self.job} is neither in memory nor on storage; there is: {have}")
         return max(fitting)
+
+    def newest(self, address: Address) -> Version | None:
+        """The same, or None at once where nothing of that kind is there; only what this process has saved is waited for."""
+        wrote = self._joined
+        waits = wrote is not None and address.fits(wrote)
+        known = self._wait(lambda versions: not waits or self._is_heard(address, versions))
+        return max((version for version in known if address.fits(version)), default=None)
+
+    def _wait(self, enough: Callable[[list[Version]], bool]) -> list[Version]:
+        """What can be restored, once there is enough of it or it has taken too long."""
+        deadline = time.monotonic() + _HEARD_S
+        while not enough(known := self.restorable()) and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
+        return known
 
     def _is_heard(self, address: Address, known: list[Version]) -> bool:
         wrote = self._joined

@@ -23,6 +23,7 @@ from ckptd.ckpt.settings import read
 from ckptd.integrations.dcp.life import Life, life_of
 from ckptd.integrations.dcp.metadata import DOCUMENT, Chunk, Place, Span, decode, objects_name
 from ckptd.integrations.dcp.names import CheckpointId, address_of, name_of
+from ckptd.integrations.files.images import files_of
 from ckptd.integrations.images import Opened
 
 
@@ -73,6 +74,11 @@ class StorageReader(BaseReader):
         self.close()
         version = self._life().find(self._address)
         self._images, self._version = self._life().open(version), version
+        if files_of(self._images) is not None:
+            raise StateError(
+                f"{version} is files that were written to ckptd://; where torch.distributed.checkpoint wrote them, it loads "
+                f"them itself, by load(state, checkpoint_id='ckptd://.../step-{version.step}')"
+            )
         documents = [image for image in self._images if DOCUMENT in image.header.spans]
         if not documents:
             raise StateError(

@@ -13,10 +13,11 @@ from pathlib import Path
 
 from torch.distributed.checkpoint.metadata import MetadataIndex
 
-from ckptd.ckpt.errors import CorruptionError
+from ckptd.ckpt.errors import CorruptionError, UsageError
 from ckptd.ckpt.image import PAGE, Entry, parse
 from ckptd.integrations.dcp.metadata import DOCUMENT, Chunk, Place, Span, decode, objects_name
 from ckptd.integrations.exchange.content import Content, Part, Whole
+from ckptd.integrations.files.images import files_of
 from ckptd.integrations.images import Opened
 from ckptd.integrations.sources import document_name
 from ckptd.integrations.tensors import Mapping, dtype_of
@@ -28,7 +29,8 @@ _OWN = re.compile(r"rank-(\d{5,7})\..+")
 def content_of(paths: Sequence[Path]) -> Content:
     """The content of a step from the images of all its ranks.
 
-    Raises CorruptionError when the images are of different steps or leave elements of a tensor unwritten.
+    Raises CorruptionError when the images are of different steps or leave elements of a tensor unwritten, UsageError for a
+    step of files.
     """
     images = sorted(map(_opened, paths), key=lambda image: image.header.rank)
     kinds = {(image.header.job, image.header.version, image.header.world) for image in images}
@@ -37,6 +39,11 @@ def content_of(paths: Sequence[Path]) -> Content:
             f"{len(images)} images of {len(kinds)} different steps, expected one of every rank of one step"
         )
     step = images[0].header.version.step
+    if files_of(images) is not None:
+        raise UsageError(
+            f"step {step} is files that were written to ckptd://, no tensors; copy them as they are: "
+            f"fsspec.filesystem('ckptd').get('{images[0].header.job}/step-{step}', DIRECTORY, recursive=True)"
+        )
     for image in images:
         if DOCUMENT in image.header.spans:
             return _saved_by_dcp(images, image, step)

@@ -13,7 +13,7 @@ from typing import Any
 
 import lightning
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 
 from ckptd.ckpt.errors import CkptdError, UsageError
 from ckptd.integrations.checkpointer import Checkpointer
@@ -153,7 +153,7 @@ def refuse(trainer: Trainer, module: LightningModule) -> None:
             "let Lightning step the optimizer, or call a Checkpointer in training_step",
         ),
         (
-            type(trainer.strategy) not in (SingleDeviceStrategy, DDPStrategy),
+            type(trainer.strategy) not in (SingleDeviceStrategy, DDPStrategy, ModelParallelStrategy),
             f"the strategy {strategy}, whose sharded states only it can load",
             "train on one device or with strategy='ddp', or take the callback out and save with Lightning",
         ),

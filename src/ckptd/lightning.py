@@ -1,5 +1,6 @@
-"""Lightning with ckptd: `Trainer(callbacks=[CkptdCallback()])`. `import ckptd` does not load it."""
+"""Lightning with ckptd: `callbacks=[CkptdCallback()]`, or `plugins=[CkptdIO()]`. `import ckptd` does not load it."""
 
 from ckptd.integrations.frameworks.lightning import CkptdCallback
+from ckptd.integrations.frameworks.lightning_io import CkptdIO
 
-__all__ = ["CkptdCallback"]
+__all__ = ["CkptdCallback", "CkptdIO"]

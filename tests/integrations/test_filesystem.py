@@ -11,18 +11,16 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from fsspec.registry import _registry
 from tests.fakes import FakeChannel
-from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
-from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
 import ckptd.dcp
 from ckptd.ckpt.errors import DaemonUnavailable
 from ckptd.ckpt.model import Version
 from ckptd.dcp import StorageWriter
 from ckptd.integrations.dcp.life import Life
+from ckptd.integrations.files import saving
 from ckptd.integrations.filesystem import CkptdFileSystem
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
@@ -44,6 +42,8 @@ def channel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeChannel:
         return Life(channel, job)
 
     monkeypatch.setattr("ckptd.integrations.filesystem.running", running)
+    monkeypatch.setattr("ckptd.integrations.files.saving.life_of", running)
+    monkeypatch.setattr(saving, "_savings", {})
     return channel
 
 
@@ -89,13 +89,6 @@ def test_a_step_that_is_copied_to_a_disk_loads_without_ckptd(fs: CkptdFileSystem
     assert found["a"].tolist() == [2, 2, 2, 2]
 
 
-def test_stock_dcp_by_path_is_told_what_to_use(fs: CkptdFileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It would write files of its own."""
-    monkeypatch.setitem(_registry, "ckptd", CkptdFileSystem)
-    with pytest.raises(CheckpointException, match=r"save by ckptd\.dcp\.save"):
-        dcp_save({"a": torch.zeros(4)}, checkpoint_id="ckptd://job/step-9")
-
-
 @pytest.mark.parametrize(
     "path", ["job/..", "job/../job/step-5", "job/step-5/..", "job/step-5/rank-00001.safetensors", "job/step-5/../" + FILE,
              "job/step-5/rank-0.safetensors", "job/step-05x", "../job", FILE + "/x", "job/.metadata"],
@@ -108,19 +101,22 @@ def test_other_names_are_not_there(fs: CkptdFileSystem, path: str) -> None:
         fs.ls(path)
 
 
-def test_whatever_would_write_is_refused_with_what_to_use(fs: CkptdFileSystem, tmp_path: Path) -> None:
-    """Nothing pretends to have written."""
+def test_images_and_steps_cannot_be_written_or_removed(fs: CkptdFileSystem, tmp_path: Path) -> None:
+    """Nothing pretends to have written; what is refused says what to do."""
     (tmp_path / "file").write_text("text")
     attempts: list[Any] = [
-        lambda: fs.open("job/step-9/x", "wb"), lambda: fs.pipe_file("job/step-9/x", b"1"), lambda: fs.mkdir("job/step-9"),
-        lambda: fs.makedirs("job/step-9", exist_ok=True), lambda: fs.rm_file(FILE), lambda: fs.rmdir("job/step-5"),
+        lambda: fs.pipe_file("job/step-5/x", b"1"), lambda: fs.rm_file(FILE), lambda: fs.rmdir("job/step-5"),
         lambda: fs.cp_file(FILE, "job/x"), lambda: fs.touch("job/x"), lambda: fs.put_file(str(tmp_path / "file"), "job/x"),
-        lambda: fs.open(FILE, "r+b"), lambda: fs.rm("job/step-5", recursive=True),
+        lambda: fs.open(FILE, "r+b"), lambda: fs.open("job/step-9/x", "ab"), lambda: fs.rm("job/step-5", recursive=True),
+        lambda: fs.open("job/step-9/rank-00000.safetensors", "wb"), lambda: fs.open("job/step-5.e1/x", "wb"),
+        lambda: fs.open("job/step-9/../x", "wb"), lambda: fs.open("../step-9/x", "wb"), lambda: fs.mkdir("job/last"),
+        lambda: fs.open("job/step-9/__0.metadata.tmp", "wb"), lambda: fs.rm(FILE), lambda: fs.mv(FILE, "job/step-9/x"),
     ]  # fmt: skip
     for attempt in attempts:
-        with pytest.raises(OSError, match=re.escape("save by ckptd.dcp.save")) as raised:
+        with pytest.raises(OSError, match=re.escape("write files below ckptd://job/step-12/")) as raised:
             attempt()
         assert raised.value.errno == errno.EROFS
+    assert fs.find("job") == [FILE, "job/step-6/rank-00000.safetensors"]
 
 
 def test_a_step_that_makes_way_while_it_is_read_is_an_error(fs: CkptdFileSystem, channel: FakeChannel) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -15,11 +16,13 @@ from typing import Any
 
 import psutil
 import pytest
-from tests.cluster import SHM, until
+from tests.cluster import SHM, Cluster, until
+from tests.payload import JOB
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ["train_trainer", "train_lightning", "train_accelerate"]
 STEPS = 40
+WORLD, RANKS_STEPS = 2, 12
 pytestmark = pytest.mark.slow
 
 
@@ -136,3 +139,54 @@ def test_an_example_that_is_killed_resumes_bit_identically(job: Job) -> None:
     assert resumed[-1]["digest"] == whole[-1]["digest"]
     told = len(resumed) - 1
     assert [event["loss"] for event in resumed[1:told]] == [event["loss"] for event in whole[-told:-1]]
+
+
+class Ranks:
+    """The ranks of one life of the example for Accelerate over gloo, beside one daemon."""
+
+    def __init__(self, forge: Forge, run_dir: Path, folder: Path, *options: str) -> None:
+        folder.mkdir()
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        self._forge, self._folder = forge, folder
+        self.pids = [
+            forge.ask(
+                example="ckptd.examples.train_accelerate", output=str(folder / f"{rank}.log"),
+                argv=[f"--steps={RANKS_STEPS}", f"--events={folder}/{rank}.jsonl", *options],
+                environment={
+                    "CKPTD_JOB": JOB, "CKPTD_RUN_DIR": str(run_dir), "GLOO_SOCKET_IFNAME": "lo", "RANK": str(rank),
+                    "LOCAL_RANK": str(rank), "WORLD_SIZE": str(WORLD), "LOCAL_WORLD_SIZE": str(WORLD),
+                    "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+                },
+            )
+            for rank in range(WORLD)
+        ]  # fmt: skip
+
+    def events(self, rank: int = 0) -> list[dict[str, Any]]:
+        path = self._folder / f"{rank}.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [json.loads(line) for line in lines if line.endswith("}")]
+
+    def end(self, code: int) -> list[list[dict[str, Any]]]:
+        """Wait for it; the events of each rank."""
+        ends = [self._forge.ask(wait=pid) for pid in self.pids]
+        assert ends == [code] * WORLD, (self._folder / "0.log").read_text()[-4000:]
+        return [self.events(rank) for rank in range(WORLD)]
+
+
+def test_two_ranks_go_on_bit_identically(forge: Forge, tmp_path: Path) -> None:
+    """The same losses on each rank, and the same parameters and optimizer state, as without the kill."""
+    with Cluster(1, parity=0) as cluster:
+        first = Ranks(forge, cluster.run_dir(0), tmp_path / "first", "--pace=0.1")
+        until(lambda: len(first.events()) > 6, "six steps")
+        for pid in first.pids:
+            os.kill(pid, signal.SIGKILL)
+        first.end(-signal.SIGKILL)
+        resumed = Ranks(forge, cluster.run_dir(0), tmp_path / "resumed").end(0)
+    with Cluster(1, parity=0) as cluster:
+        whole = Ranks(forge, cluster.run_dir(0), tmp_path / "whole").end(0)
+    assert 3 <= resumed[0][0]["step"] < RANKS_STEPS
+    for one, other in zip(resumed, whole, strict=True):
+        assert one[-1]["digest"] == other[-1]["digest"]
+        told = len(one) - 1
+        assert [event["loss"] for event in one[1:told]] == [event["loss"] for event in other[-told:-1]]

@@ -1,0 +1,99 @@
+"""One rank of a training that TorchTitan's own CheckpointManager saves: `... RANK WORLD DIRECTORY LIFE RUN_DIRS KILL_AT`.
+
+TorchTitan's Trainer needs an accelerator; its manager does not. Rank r talks to the daemon in the run directory r of
+RUN_DIRS. It prints the step that the manager has loaded, and a digest of each step before that is saved; both ranks end by
+SIGKILL once step KILL_AT is. The first life saves asynchronously.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from tests.integrations.dcp_worker import digest_of, layers
+from tests.integrations.sharded_worker import line, shard_each
+from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict, set_optimizer_state_dict
+
+STEPS = 5
+FOLDER = "ckptd://t"
+FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
+
+
+class Optimizers:
+    """Flattens, as TorchTitan's container does."""
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self._model, self._optimizer = model, optimizer
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(get_optimizer_state_dict(self._model, self._optimizer, options=FLAT))
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        set_optimizer_state_dict(self._model, self._optimizer, state, options=FLAT)
+
+
+class Step:
+    """How far the training is: TorchTitan's trainer saves itself so."""
+
+    def __init__(self) -> None:
+        self.step = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"step": torch.tensor(self.step)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.step = int(state["step"])
+
+
+def train(rank: int, world: int, life: str, kill_at: int) -> None:
+    from torchtitan.components.checkpointer.dcp import CheckpointManager
+
+    torch.manual_seed(0)
+    model = shard_each(layers(), line(world))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.9)
+    progress, optimizers = Step(), Optimizers(model, optimizer)
+    config = CheckpointManager.Config(
+        enable=True, folder=FOLDER, interval=1, keep_latest_k=0, last_save_model_only=False,
+        async_mode="async" if life == "1" else "disabled",
+    )  # fmt: skip
+    manager = CheckpointManager(
+        config, dataloader=None, model_parts=[model], optimizers=optimizers, lr_schedulers=scheduler,
+        states={"train_state": progress}, sd_adapter=None,
+    )  # fmt: skip
+    manager.load()
+    print(progress.step)
+    while progress.step < STEPS:
+        progress.step += 1
+        torch.manual_seed(progress.step * world + rank)
+        optimizer.zero_grad()
+        torch.autograd.backward(model(torch.randn(4, 8)).square().mean())
+        manager.maybe_wait_for_staging()
+        optimizer.step()
+        scheduler.step()
+        print(digest_of({"model": model.state_dict(), "optimizer": optimizers.state_dict()}), flush=True)
+        manager.save(progress.step, last_step=progress.step == STEPS)
+        if progress.step == kill_at:
+            manager.maybe_wait_for_saving()
+            dist.barrier()
+            os.kill(os.getpid(), signal.SIGKILL)
+    manager.close()
+
+
+def main(rank: int, world: int, directory: Path, life: str, run_dirs: str, kill_at: str) -> None:
+    torch.set_num_threads(1)
+    os.environ["CKPTD_RUN_DIR"] = run_dirs.split(",")[rank]
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "RANK": str(rank), "WORLD_SIZE": str(world)}
+    dist.init_process_group("gloo", init_method=f"file://{directory}/store-{life}", rank=rank, world_size=world)
+    train(rank, world, life, int(kill_at))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), *sys.argv[4:])
