@@ -16,7 +16,9 @@ from ckptd.ckpt.errors import CkptdError, Unrecoverable
 from ckptd.integrations.journal import logger
 from ckptd.integrations.torch_private import store_of_the_job
 
-_POLL_S = 0.02
+_POLL_S = 0.01
+_POLL_MAX_S = 0.1
+"""Ranks by the thousand ask rank 0's store while a save is written."""
 
 
 class Calls:
@@ -50,9 +52,11 @@ class Calls:
     def answer(self, number: int, commit: Callable[[int], None], ended: threading.Event, who: str) -> None:
         """For the others: wait for call `number`, commit for its epoch, and say what became of it; no more once `ended`."""
         try:
+            pause_s = _POLL_S
             while not self._store.check([self._at(number)]):
-                if ended.wait(_POLL_S):
+                if ended.wait(pause_s):
                     return
+                pause_s = min(pause_s * 1.5, _POLL_MAX_S)
             try:
                 commit(int(self._store.get(self._at(number))))
             except (CkptdError, OSError, RuntimeError, ValueError) as error:
