@@ -48,6 +48,7 @@ from ckptd.daemon.jobs import Jobs
 from ckptd.daemon.launch_events import AgentCame, AgentEnded, BarAsked, RestartAsked
 from ckptd.daemon.node import Node
 from ckptd.daemon.observe.watcher import Watcher
+from ckptd.daemon.opened import Opened
 from ckptd.daemon.record import EventRecord
 from ckptd.daemon.reserving import Reserving
 from ckptd.daemon.segments import Segments
@@ -75,7 +76,7 @@ class LocalServer:
         self._admission = Admission(config)
         self._reserving = Reserving(segments, config.slots)
         self._gatherings = Gatherings(self._gather, segments.restored.release)
-        self._opened = Gatherings(lambda version: jobs.open(self._settled(), version), segments.opened.release)
+        self._opened = Gatherings(self._open, segments.opened.release)
         self.socket = config.run_dir / "ckptd.sock"
         self._server = grpc.server(ThreadPoolExecutor(32, "local"))
         handlers = {name: self._handler(name, *types) for name, types in METHODS.items()}
@@ -193,6 +194,16 @@ class LocalServer:
         opened = self._opened.gather(version_in(request.version), self._reading())
         images = [pb.Found(rank=f.rank, path=str(f.path), size=f.size, source=f.source) for f in opened.found]
         return pb.GatherReply(images=images, opening=opened.number)
+
+    def _open(self, version: Version) -> Opened:
+        started = time.monotonic()
+        opened = self._jobs.open(self._settled(), version)
+        here = [found for found in opened.found if found.source != "none"]
+        if here:
+            fields = {"epoch": version.epoch, "step": version.step, "seconds": time.monotonic() - started}
+            came = {"bytes": sum(found.size for found in here), "sources": sorted({found.source for found in here})}
+            self._record.write("gathered", {**fields, **came})
+        return opened
 
     def bring(self, request: pb.BringRequest) -> pb.Empty:
         version, started = version_in(request.version), time.monotonic()

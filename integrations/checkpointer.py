@@ -312,7 +312,7 @@ class Checkpointer:
             raise UsageError(self._closed)
 
     def _fetch(self, version: Version, world: int) -> Restore:
-        found, bring = self._session.images(version, world)
+        found, bring = self._session.images(version)
         return Restore(self._state, Snapshot(found, version, self._job, world, bring), self._ranks)
 
     def _capture(self, n: int) -> None:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import TypeVar
 
-from ckptd.ckpt.client import Attachment, Channel, Decision, Found, Slot
+from ckptd.ckpt.client import Attachment, Channel, Decision, Found, Slot, Stretch
 from ckptd.ckpt.errors import CkptdError
 from ckptd.ckpt.model import Version
 from ckptd.integrations.capture import Capture, Slots, Worker
 from ckptd.integrations.copying import Copying, Load
-from ckptd.integrations.images import Bring, all_here
+from ckptd.integrations.images import Bring
 from ckptd.integrations.ranks import Ranks
 from ckptd.integrations.signals import Signals
 from ckptd.integrations.sources import Plan
@@ -59,7 +59,6 @@ class Session:
         """What the daemon said of itself; None before `start`."""
         self.full_wait_s = 0.0
         """How long a capture waits for a free slot."""
-        self._opened: Version | None = None
         self.signals = Signals()
         """What the daemon sees of this rank without asking."""
         self.slots = Slots()
@@ -82,23 +81,24 @@ class Session:
         """Ask the channel something after everything that was submitted before."""
         return self._worker.submit(lambda: ask(self._here))
 
-    def images(self, version: Version, world: int) -> tuple[list[Found], Bring]:
+    def images(self, version: Version) -> tuple[list[Found], Bring]:
         """Every rank's image of a version, and what brings their bytes; then `let_go`. Raises CkptdError.
 
-        Where as many ranks come back as captured it, all of it is here; else what is read of it must be brought.
+        What this node holds is here; of other images only what is read must be brought, and no node gets all of them.
         """
-        if world == self._ranks.world:
-            return self.call(lambda channel: channel.gather(version)).result(), all_here
         found = self.call(lambda channel: channel.open(version)).result()
-        self._opened = version
-        return found, lambda wanted: self.call(lambda channel: channel.bring(version, wanted)).result()
+        away = {image.rank for image in found if image.source == "none"}
+
+        def bring(stretches: Sequence[Stretch]) -> None:
+            wanted = [stretch for stretch in stretches if stretch.rank in away]
+            if wanted:
+                self.call(lambda channel: channel.bring(version, wanted)).result()
+
+        return found, bring
 
     def let_go(self, version: Version) -> Future[None]:
         """The images are no longer needed."""
-        if self._opened == version:
-            self._opened = None
-            return self.call(lambda channel: channel.shut(version))
-        return self.call(lambda channel: channel.release(version))
+        return self.call(lambda channel: channel.shut(version))
 
     def capture(self, capture: Capture, ticket: Ticket, copying: Copying) -> Future[Slot | None]:
         """Obtain a slot and copy the state into it; None when no slot is free, or the trainer has given up."""

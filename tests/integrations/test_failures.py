@@ -229,7 +229,7 @@ def test_a_daemon_that_comes_later_is_found(channel: FakeChannel) -> None:
         assert (ck.stats.failed, ck.stats.captured) == (2, 1)
 
 
-@pytest.mark.parametrize("method", ["attach", "decide", "join", "gather"])
+@pytest.mark.parametrize("method", ["attach", "decide", "join", "open"])
 def test_restore_raises(channel: FakeChannel, method: str) -> None:
     """`restore` cannot answer honestly when the daemon fails, so it raises, whatever `on_error` says."""
     model = nn.Linear(1, 1)
