@@ -130,7 +130,7 @@ class Delays:
         key, kept = self._key[:used][enough], self._cost[:used][enough].astype(np.float64)
         ordered = np.partition(kept, (low, middle), axis=1)
         newest = (self._count[:used][enough, None] - 1 - np.arange(LATELY)) % self._limits.link_window
-        lately = np.median(np.take_along_axis(kept, newest, axis=1), axis=1)
+        lately = np.partition(np.take_along_axis(kept, newest, axis=1), LATELY // 2, axis=1)[:, LATELY // 2]
         cost, typical = ordered[:, low], ordered[:, middle]
         scale = np.full(len(key), np.inf)
         for kind in np.unique(key[:, 0]):

@@ -206,14 +206,13 @@ class Fleet:
             self._places[ranks[other]] = self.layout.find(asked, np.broadcast_to(ranks[other, None], asked.shape))
         places = self._places[ranks]
         given = places >= 0
-        places, values = places[given], groups[given]
-        entered = values["entered"].astype(np.int64)
+        places, entered = places[given], groups["entered"][given].astype(np.int64)
         advanced = entered != self.entered[places]
         steps = np.broadcast_to(new["step"].astype(np.int64)[:, None], groups.shape)[given]
         self._entered_at_step[places[advanced]] = steps[advanced]
         self.entered[places] = entered
-        self.completed[places] = values["completed"]
-        self.op[places] = values["op"]
+        self.completed[places] = groups["completed"][given]
+        self.op[places] = groups["op"][given]
 
     def _bury(self, report: NodeReport, now: float, clocks: Clocks) -> None:
         """Note when the processes of a node died, on our clock."""
@@ -233,8 +232,8 @@ def _as_words(table: Table) -> npt.NDArray[np.uint64]:
 
 
 def joined(tables: Sequence[tuple[int, Table]], record: np.dtype[Any]) -> tuple[Table, Ints]:
-    """The records of all tables, each with the number of its table. (As bytes: numpy would compare the fields of each table's
-    type with each other's.)"""
+    """The records of all tables, each with the number of its table. (As bytes: numpy would compare each table's fields with
+    the others'.)"""
     whole = np.frombuffer(b"".join([table.tobytes() for _, table in tables]), record)
     numbers = np.repeat(np.array([number for number, _ in tables], np.int64), [len(table) for _, table in tables])
     return whole, numbers

@@ -54,7 +54,7 @@ def test_a_look_that_comes_early_takes_no_turn() -> None:
 
 @pytest.mark.parametrize("side", ["receives", "sends"])
 def test_a_slow_side_is_not_taken_for_the_links_that_show_it_first(side: str) -> None:
-    """Node 3 is slow from second 50 on. Links within a group of four are measured every second, the others every other one."""
+    """Node 3 is slow from second 50 on. The links of its group of four are measured each second, the others every other."""
     limits, noise = Limits(), np.random.default_rng(7)
     delays = Delays(NODES, limits)
     said = []
