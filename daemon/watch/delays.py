@@ -123,13 +123,13 @@ class Delays:
         oldest = self._at[
             np.arange(used), self._count[:used] % self._limits.link_window
         ]  # the next one to be forgotten
-        enough = now - oldest <= self._limits.frame_s
-        if not enough.any():
+        enough = np.flatnonzero(now - oldest <= self._limits.frame_s)
+        if not len(enough):
             return Cells(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0), np.zeros(0), self._limits.hot)
         low, middle = self._limits.link_window - self._limits.link_of, self._limits.link_window // 2
-        key, kept = self._key[:used][enough], self._cost[:used][enough].astype(np.float64)
+        key, kept = self._key[enough], self._cost[enough].astype(np.float64)
         ordered = np.partition(kept, (low, middle), axis=1)
-        newest = (self._count[:used][enough, None] - 1 - np.arange(LATELY)) % self._limits.link_window
+        newest = (self._count[enough, None] - 1 - np.arange(LATELY)) % self._limits.link_window
         lately = np.partition(np.take_along_axis(kept, newest, axis=1), LATELY // 2, axis=1)[:, LATELY // 2]
         cost, typical = ordered[:, low], ordered[:, middle]
         scale = np.full(len(key), np.inf)
