@@ -1,7 +1,7 @@
 """What the links to the other nodes are like: from the reads that the work does anyway, and from small probes in between.
 
 A probe is a round trip of 72 bytes on a connection of its own. A node makes PROBES_PER_LOOK a second at most, to the nodes
-that it exchanges parity with and to those that the judge asks for: with all overhead 1.5 KB/s, however large the job is.
+that it exchanges parity with and to those that the judge asks for: with all overhead 3 KB/s, however large the job is.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from ckptd.daemon.transfers import Transfers
 from ckptd.daemon.transport import Endpoint
 from ckptd.daemon.watch.observations import Kind, PairSample
 
-PROBES_PER_LOOK = 4
+PROBES_PER_LOOK = 8
+"""Room for the half of its own links that the judge asks for in turn, and for all partners beside them."""
 EVERY_S = 2.0
 """A link is probed so often, at most; what is asked for by the judge at once."""
 PROBE_S = 2.0

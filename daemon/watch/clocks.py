@@ -34,23 +34,25 @@ class Clocks:
     def hear(self, node: int, exchange: Exchange) -> bool:
         """Take an exchange; False, and forgotten, when its stamps cannot be true."""
         way = (exchange.back - exchange.sent) - (exchange.answered - exchange.heard)
-        stamps = (exchange.sent, exchange.heard, exchange.answered, exchange.back)
-        if not all(map(math.isfinite, stamps)) or way < 0 or exchange.answered < exchange.heard:
-            return False
         ahead = ((exchange.heard - exchange.sent) + (exchange.answered - exchange.back)) / 2
-        known = self.offset(node, exchange.back)
-        if known is None or way / 2 <= known.error_s:
+        if not (math.isfinite(way) and math.isfinite(ahead)) or way < 0 or exchange.answered < exchange.heard:
+            return False  # (what is not finite in one stamp is not in their sum)
+        known = self._best.get(node)
+        if known is None or way / 2 <= _error(known, exchange.back):
             self._best[node] = (exchange.back, Offset(ahead, way / 2))
         return True
 
     def offset(self, node: int, now: float) -> Offset | None:
         """The best that is known now; None for a node that was never heard."""
-        if node not in self._best:
-            return None
-        at, best = self._best[node]
-        return Offset(best.ahead_s, best.error_s + DRIFT * max(0.0, now - at))
+        known = self._best.get(node)
+        return None if known is None else Offset(known[1].ahead_s, _error(known, now))
 
     def ours(self, node: int, theirs: float, now: float) -> tuple[float, float] | None:
         """A stamp of the node's clock on ours, and by how much that may be wrong. None: its clock is not known."""
-        offset = self.offset(node, now)
-        return None if offset is None else (theirs - offset.ahead_s, offset.error_s)
+        known = self._best.get(node)
+        return None if known is None else (theirs - known[1].ahead_s, _error(known, now))
+
+
+def _error(known: tuple[float, Offset], now: float) -> float:
+    at, best = known
+    return best.error_s + DRIFT * max(0.0, now - at)

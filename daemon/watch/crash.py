@@ -10,7 +10,8 @@ import signal
 import numpy as np
 
 from ckptd.daemon.watch.delays import Delays
-from ckptd.daemon.watch.fleet import Fleet
+from ckptd.daemon.watch.fleet import Flags, Fleet
+from ckptd.daemon.watch.layout import Ints
 from ckptd.daemon.watch.limits import Limits
 from ckptd.daemon.watch.observations import Process
 from ckptd.daemon.watch.verdicts import Confidence, Syndrome, Verdict, several
@@ -52,11 +53,13 @@ def lost_nodes(fleet: Fleet, delays: Delays, now: float, limits: Limits) -> list
 
 def crashes(fleet: Fleet, now: float, limits: Limits) -> list[Verdict]:
     """The first to die of a life; nothing until it is sure that no node went before them. Whom its agent has ended, as the
-    life was over, has not died of itself; in doubt it has."""
+    life was over or a sibling had died, has not died of itself; in doubt it has."""
     gone = fleet.rows["process"] == Process.GONE
     dead = np.flatnonzero(gone & (fleet.rows["exit"] != 0) & (fleet.died - fleet.doubt <= fleet.over_at))
     if not len(dead):
         return []
+    ended = _ended_for_a_sibling(fleet, dead, limits)
+    all_dead, dead = len(dead), dead[~ended]
     when = fleet.died[dead]
     first = int(dead[np.argmin(when)])
     at_once = -int(fleet.rows["exit"][first]) in FIRST_HAND
@@ -73,17 +76,29 @@ def crashes(fleet: Fleet, now: float, limits: Limits) -> list[Verdict]:
         Verdict(
             Syndrome.CRASH,
             f"{several(suspects, 'rank')} went first, {_ending(int(fleet.rows['exit'][first]))}, "
-            f"{now - fleet.died[first]:.1f} s ago" + (f"; {others} more went after" if others else ""),
+            f"{now - fleet.died[first]:.1f} s ago"
+            + (f"; {others} more went after" if others else "")
+            + (f"; {ended.sum()} more were ended by SIGTERM, as torch ends the siblings" if ended.any() else ""),
             ranks=suspects,
             nodes=_nodes(fleet, suspects),
-            confidence=Confidence.CERTAIN if at_once or not others else Confidence.LIKELY,
+            confidence=Confidence.CERTAIN if at_once or len(suspects) == all_dead else Confidence.LIKELY,
             evidence=(
                 ("exit", int(fleet.rows["exit"][first])),
-                ("dead", len(dead)),
+                ("dead", all_dead),
                 ("ago_s", now - fleet.died[first]),
             ),
         )
     ]
+
+
+def _ended_for_a_sibling(fleet: Fleet, dead: Ints, limits: Limits) -> Flags:
+    """Which of the dead have ended by SIGTERM when another one of their node had died otherwise: torch sends it to the
+    siblings within milliseconds, so a daemon that looks a little later can't put these deaths in order."""
+    terminated: Flags = fleet.rows["exit"][dead] == -signal.SIGTERM
+    node, died = fleet.layout.node_of[dead], fleet.died[dead]
+    otherwise = np.full(fleet.layout.nodes, np.inf)
+    np.minimum.at(otherwise, node[~terminated], died[~terminated])
+    return terminated & (died >= otherwise[node] - limits.close_s)
 
 
 def _ending(code: int) -> str:

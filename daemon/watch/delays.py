@@ -9,6 +9,7 @@ are simply absent.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -35,8 +36,27 @@ APART_S = 0.5
 DEAD_AFTER = 2
 """Attempts in a row that failed."""
 
-Cells = tuple[Ints, Ints, Floats, float]
-"""Receivers, senders and the relative cost, one for each measured link; and from which cost on a link is slow."""
+LATELY = 5
+"""So many of a link's newest samples say what it is like now: enough to wait or to look closer, not to name anybody."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cells:
+    """Every link that was measured often enough."""
+
+    receivers: Ints
+    senders: Ints
+    ratio: Floats
+    """What most of the newest samples cost at least, relative to the usual."""
+    lately: Floats
+    """The median of the newest few, relative to the usual."""
+    bound: float
+    """From which cost on a link is slow."""
+
+    def suspects(self) -> tuple[tuple[int, int], ...]:
+        """The links, as (receiver, sender), that seem to be slow lately."""
+        hot = self.lately > self.bound
+        return tuple(zip(self.receivers[hot].tolist(), self.senders[hot].tolist(), strict=True))
 
 
 class Delays:
@@ -57,14 +77,14 @@ class Delays:
     def hear(self, reports: Iterable[NodeReport], now: float) -> None:
         """Take the samples that are possible: of the node's own reads, from another node of the job, with a positive
         cost."""
-        kept = [report.samples[report.samples["receiver"] == report.node] for report in reports if len(report.samples)]
-        if not kept:
+        new, source = joined([(report.node, report.samples) for report in reports], SAMPLE)
+        if not len(new):
             return
-        new = joined(kept, SAMPLE)
         with np.errstate(invalid="ignore"):
-            good = (new["sender"] < self._nodes) & (new["sender"] != new["receiver"])
+            good = new["receiver"] == source
+            good &= (new["sender"] < self._nodes) & (new["sender"] != new["receiver"])
             good &= (new["kind"] < len(Kind)) & (new["cost"] > 0)
-        new = new[good]
+        new = new.compress(good)
         receivers, senders, kinds = (new[name].astype(np.int64) for name in ("receiver", "sender", "kind"))
         cost = new["cost"]
         self._tried[receivers, senders] = now
@@ -98,31 +118,36 @@ class Delays:
         return bool(self._tried[receiver, sender] >= when)
 
     def cells(self, now: float) -> Cells:
-        """Every link with enough samples, and what most of its newest samples cost at least, relative to the median of
-        their kind."""
+        """Every link with enough samples, compared with the others of its kind."""
         used = self._used
-        recent = now - self._at[:used] <= self._limits.frame_s
-        enough = (np.minimum(self._count[:used], recent.sum(axis=1))) >= self._limits.link_window
-        if not enough.any():
-            return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0), self._limits.hot
-        key, ordered = self._key[:used][enough], np.sort(self._cost[:used][enough], axis=1)
-        cost = ordered[:, self._limits.link_window - self._limits.link_of].astype(np.float64)
-        typical = ordered[:, self._limits.link_window // 2].astype(np.float64)
-        ratio = np.empty(len(key))
+        oldest = self._at[
+            np.arange(used), self._count[:used] % self._limits.link_window
+        ]  # the next one to be forgotten
+        enough = np.flatnonzero(now - oldest <= self._limits.frame_s)
+        if not len(enough):
+            return Cells(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0), np.zeros(0), self._limits.hot)
+        low, middle = self._limits.link_window - self._limits.link_of, self._limits.link_window // 2
+        key, kept = self._key[enough], self._cost[enough].astype(np.float64)
+        ordered = np.partition(kept, (low, middle), axis=1)
+        newest = (self._count[enough, None] - 1 - np.arange(LATELY)) % self._limits.link_window
+        lately = np.partition(np.take_along_axis(kept, newest, axis=1), LATELY // 2, axis=1)[:, LATELY // 2]
+        cost, typical = ordered[:, low], ordered[:, middle]
+        scale = np.full(len(key), np.inf)
         for kind in np.unique(key[:, 0]):
             same = key[:, 0] == kind
             costs = np.sort(typical[same])
-            usual = costs[int(HEALTHY * (len(costs) - 1))]
-            ratio[same] = np.clip(cost[same] / usual, 1.0 / COST_MAX, COST_MAX) if np.isfinite(usual) else 1.0
+            scale[same] = costs[int(HEALTHY * (len(costs) - 1))]
+        ratio, lately = _relative(cost, scale), _relative(lately, scale)
         level = np.log(ratio)
-        low, middle = np.quantile(level, (0.10, 0.25))
-        spread = QUARTER_MAD * float(middle - low)
+        tenth, quarter = np.quantile(level, (0.10, 0.25))
+        spread = QUARTER_MAD * float(quarter - tenth)
         code = key[:, 1] * self._nodes + key[:, 2]
         links, inverse = np.unique(code, return_inverse=True)
-        worst = np.zeros(len(links))
+        worst, worst_lately = np.zeros(len(links)), np.zeros(len(links))
         np.maximum.at(worst, inverse.ravel(), ratio)
+        np.maximum.at(worst_lately, inverse.ravel(), lately)
         bound = max(self._limits.hot, float(np.exp(self._limits.link_mads * spread)))
-        return links // self._nodes, links % self._nodes, worst, bound
+        return Cells(links // self._nodes, links % self._nodes, worst, worst_lately, bound)
 
     def _places(self, kinds: Ints, receivers: Ints, senders: Ints) -> Ints:
         """Where the samples of each (kind, link) are kept; new ones get a place."""
@@ -147,15 +172,23 @@ class Delays:
 
 
 def slow_links(cells: Cells, nodes: int, limits: Limits) -> list[Verdict]:
-    """Hot rows, hot columns, and the hot cells that these do not explain."""
-    receivers, senders, ratio, bound = cells
-    if not (ratio > bound).any():
+    """Hot rows, hot columns, and the hot cells that these do not explain.
+
+    Links are measured at different rates, so a side that has become slow shows in some of its cells before it shows in most.
+    Therefore a cell is hot only by what it costs more than the others of its row and of its column do lately.
+    """
+    receivers, senders = cells.receivers, cells.senders
+    if not (cells.ratio > cells.bound).any():
         return []
-    value = np.log(ratio)
-    rows, columns, left = _polish(receivers, senders, value, nodes, float(np.log(bound)), limits)
+    hot = float(np.log(cells.bound))
+    rows, columns, left = _polish(receivers, senders, np.log(cells.ratio), nodes, hot, limits)
     found = [_line(int(node), rows, columns) for node in np.flatnonzero((rows > 0) | (columns > 0))]
     both = (rows[receivers] > 0) & (columns[senders] > 0)
-    for cell in np.flatnonzero((left > np.log(bound)) & ~both):
+    lately = np.log(cells.lately) - rows[receivers] - columns[senders]
+    for cell in np.flatnonzero((left > hot) & ~both):
+        others = [_median_of_others(line, lately, int(cell)) for line in (receivers, senders)]
+        if left[cell] - max(0.0, *others) <= hot:
+            continue
         receiver, sender = int(receivers[cell]), int(senders[cell])
         found.append(
             Verdict(
@@ -164,7 +197,7 @@ def slow_links(cells: Cells, nodes: int, limits: Limits) -> list[Verdict]:
                 "the other links of both are well",
                 nodes=tuple(sorted((receiver, sender))),
                 links=((receiver, sender),),
-                evidence=(("times", float(ratio[cell])),),
+                evidence=(("times", float(cells.ratio[cell])),),
             )
         )
     return found
@@ -180,6 +213,21 @@ def _line(node: int, rows: Floats, columns: Floats) -> Verdict:
         confidence=Confidence.LIKELY,
         evidence=(("receiving", float(np.exp(rows[node]))), ("sending", float(np.exp(columns[node])))),
     )
+
+
+def _relative(cost: Floats, usual: Floats) -> Floats:
+    """Each cost by its usual; 1 where nothing is usual but that nothing comes."""
+    with np.errstate(invalid="ignore"):
+        times = np.where(np.isfinite(usual), cost / usual, 1.0)
+    return np.clip(times, 1.0 / COST_MAX, COST_MAX)
+
+
+def _median_of_others(line: Ints, value: Floats, cell: int) -> float:
+    """The median, the lower one of two, of the other cells of a cell's line; 0 if there are none."""
+    others = line == line[cell]
+    others[cell] = False
+    values = np.sort(value[others])
+    return float(values[(len(values) - 1) // 2]) if len(values) else 0.0
 
 
 def _times(times: float) -> str:

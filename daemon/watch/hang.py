@@ -8,6 +8,7 @@ order was broken, and everybody in the circle is suspected.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import permutations
 
 import numpy as np
 
@@ -21,6 +22,8 @@ from ckptd.daemon.watch.verdicts import Confidence, Syndrome, Verdict, several
 ASK_S = 3.0
 """How long the judge waits for the probes that it asks for before it names a whole group."""
 ASKED_MAX = 256
+FEW = 8
+"""Among so many nodes a collective may use any link (trees, all-to-all)."""
 STUCK = (Process.STOPPED, Process.DEAF)
 Links = tuple[tuple[int, int], ...]
 
@@ -220,16 +223,16 @@ def _out_of_step(fleet: Fleet, groups: Ints) -> tuple[int, ...]:
 
 
 def links_of(node_of: Ints, groups: list[Ints]) -> list[tuple[int, int]]:
-    """The links that the collectives of groups may use: all among a few nodes, those of neighbours among many."""
-    found: set[tuple[int, int]] = set()
-    for members in groups:
-        nodes = list(dict.fromkeys(map(int, node_of[members])))
-        if len(nodes) <= 8:
-            found.update((a, b) for a in nodes for b in nodes if a != b)
-        else:
-            ring = list(zip(nodes, nodes[1:] + nodes[:1], strict=True))
-            found.update(ring + [(b, a) for a, b in ring])
-    return sorted(found)
+    """The links that the collectives of groups may use: first those of neighbours in a ring, then all others among a few
+    nodes."""
+    rings: set[tuple[int, int]] = set()
+    others: set[tuple[int, int]] = set()
+    for nodes in {tuple(dict.fromkeys(node_of[members].tolist())) for members in groups}:
+        ring = [(a, b) for a, b in zip(nodes, nodes[1:] + nodes[:1], strict=True) if a != b]
+        rings.update(ring, [(b, a) for a, b in ring])
+        if len(nodes) <= FEW:
+            others.update(permutations(nodes, 2))
+    return sorted(rings) + sorted(others - rings)
 
 
 def _nodes(fleet: Fleet, ranks: tuple[int, ...]) -> tuple[int, ...]:

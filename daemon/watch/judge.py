@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 
@@ -25,11 +26,19 @@ from ckptd.daemon.watch.observations import NodeReport
 from ckptd.daemon.watch.slow import SlowRanks
 from ckptd.daemon.watch.verdicts import Syndrome, Verdict
 
+Pairs = tuple[tuple[int, int], ...]
+"""Links, as (receiver, sender)."""
+
 LINKS_EVERY_S = 2.0
 """How often the delay matrix is looked at: a cell has a new sample every few seconds."""
 
 PROBES_MAX = 8
-"""Links of a node that are probed on demand, each about once a second."""
+"""Links of a node that are probed for the judge: in turns, and all once a second while the job waits for something that they
+may show."""
+TURNS = 2
+"""Looks until a link's turn comes again: so it has filled its window within `Limits.frame_s`."""
+TURN_S = 0.7
+"""A look that comes sooner after the one before takes no turn: what is asked for twice is still measured once."""
 
 
 class Judge:
@@ -38,8 +47,8 @@ class Judge:
     def __init__(self, layout: Layout, *, epoch: int, now: float, limits: Limits | None = None) -> None:
         self.limits = limits or Limits()
         self.clocks = Clocks()
-        self.probes: tuple[tuple[int, int], ...] = ()
-        """Links, as (receiver, sender), that should be measured as soon as can be: the verdict waits for them a moment."""
+        self.probes: Pairs = ()
+        """Links, as (receiver, sender), that should be measured as soon as can be."""
         self._begin(layout, epoch, now, Delays(layout.nodes, self.limits))
 
     def begin(self, layout: Layout, epoch: int, now: float) -> None:
@@ -82,6 +91,7 @@ class Judge:
             found, self.probes = self._hangs.judge(fleet, self._delays, now, self.iteration_s)
         if not found:
             found = self._slowness(now)
+        self.probes = self.probes or tuple(dict.fromkeys(self._closer + self._turn(now)))
         return [replace(verdict, epoch=fleet.epoch) for verdict in found]
 
     def _begin(self, layout: Layout, epoch: int, now: float, delays: Delays) -> None:
@@ -89,24 +99,34 @@ class Judge:
         self._delays = delays
         self._hangs = Hangs(layout.world, self.limits)
         self._slow = SlowRanks(layout.world, self.limits)
-        self._used: tuple[tuple[int, int], ...] | None = None
+        self._used: tuple[Pairs, ...] = ()
+        self._turns, self._turn_at = 0, -np.inf
         self._links: list[Verdict] = []
-        self._hot: set[tuple[tuple[int, int], ...]] = set()
+        self._hot: set[Pairs] = set()
         """Links that were hot when last looked at: a slow side shows in its first link before it shows in all."""
         self._links_at = -np.inf
+        self._closer: Pairs = ()
+        """Links that seem to be slow lately: they are measured at every look, so that it is soon known."""
 
-    def _neighbours(self) -> tuple[tuple[int, int], ...]:
-        """The links that the job's collectives may use, at most PROBES_MAX of each node."""
-        if self._used is None:
+    def _neighbours(self) -> tuple[Pairs, ...]:
+        """The links that the job's collectives may use, at most PROBES_MAX of each node, dealt out to the turns."""
+        if not self._used:
             layout, taken = self.fleet.layout, Counter[int]()
-            links = links_of(layout.node_of, [layout.members(group) for group in range(len(layout.ids))])
-            kept = []
-            for receiver, sender in links:
+            turns: list[list[tuple[int, int]]] = [[] for _ in range(TURNS)]
+            for receiver, sender in links_of(layout.node_of, [layout.members(g) for g in range(len(layout.ids))]):
+                if taken[receiver] < PROBES_MAX:
+                    turns[taken[receiver] % TURNS].append((receiver, sender))
                 taken[receiver] += 1
-                if taken[receiver] <= PROBES_MAX:
-                    kept.append((receiver, sender))
-            self._used = tuple(kept)
+            self._used = tuple(map(tuple, turns))
         return self._used
+
+    def _turn(self, now: float) -> Pairs:
+        """The job's own links whose turn it is. A slow one may cost less than steps differ by, or others may hide what it
+        costs: so they are measured always, whatever the work reads."""
+        if now - self._turn_at < TURN_S:
+            return ()
+        self._turns, self._turn_at = (self._turns + 1) % TURNS, now
+        return self._neighbours()[self._turns]
 
     def _told_step_s(self) -> float:
         told = self.fleet.rows["step_s"][np.isfinite(self.fleet.rows["step_s"])]
@@ -115,7 +135,8 @@ class Judge:
     def _slowness(self, now: float) -> list[Verdict]:
         ranks = self._slow.judge(self.fleet, now)
         if now - self._links_at >= LINKS_EVERY_S:
-            found = slow_links(self._delays.cells(now), self.fleet.layout.nodes, self.limits)
+            cells = self._delays.cells(now)
+            found, self._closer = slow_links(cells, self.fleet.layout.nodes, self.limits), cells.suspects()
             hot = {verdict.links for verdict in found}
             self._links = [verdict for verdict in found if not verdict.links or verdict.links in self._hot]
             self._hot, self._links_at = hot, now
@@ -123,9 +144,7 @@ class Judge:
             pace = self._slow.pace
             if not ranks or self._slow.waiting_s <= (self.limits.all_alike - 1.0) * pace.usual_s:
                 return ranks
-            self.probes = (
-                self._neighbours()
-            )  # all wait, and no link that is measured anyway is slow: measure the others
+            self.probes = tuple(chain(*self._neighbours()))  # all wait, and no link is known to be slow: look closer
             return ranks
         named = [verdict for verdict in ranks if verdict.syndrome is not Syndrome.NOBODY]
         cost = 0.0 if named else max(0.0, self._slow.waiting_s)

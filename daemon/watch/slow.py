@@ -38,6 +38,8 @@ class SlowRanks:
     """Judges each newest step that all ranks have told about. Pure; forgets at a new life."""
 
     def __init__(self, world: int, limits: Limits) -> None:
+        self.pace = Pace(0.0, 0.0)
+        """Zeros before the first steps."""
         self._limits = limits
         self._judged = -1
         self._found: list[Verdict] = []
@@ -47,14 +49,6 @@ class SlowRanks:
         self._own: deque[float] = deque(maxlen=PACE_KEPT)
         self._roles: Ints = np.zeros(0, np.int64)
         self._members: list[Ints] = []
-
-    @property
-    def pace(self) -> Pace:
-        """Zeros before the first steps."""
-        if not self._steps:
-            return Pace(0.0, 0.0)
-        known = np.array(self._steps)
-        return Pace(float(np.median(known[-self._limits.window :])), float(np.quantile(known, 0.25)))
 
     @property
     def waiting_s(self) -> float:
@@ -117,6 +111,8 @@ class SlowRanks:
     def _remember(self, own: Floats, seen: Flags, step_s: float) -> None:
         """Learn what is usual, from the window's oldest step: its newest ones may be the first of something unusual."""
         self._steps.append(step_s)
+        known = np.array(self._steps)
+        self.pace = Pace(float(np.median(known[-self._limits.window :])), float(np.quantile(known, 0.25)))
         self._own.append(float(median(own)))
         if step_s > self._limits.all_alike * self.pace.usual_s:
             return  # what is unusual for all is not learnt before it has become the usual pace

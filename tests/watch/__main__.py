@@ -11,11 +11,12 @@ import os
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
-from tests.watch.campaign import Tally, attempt, judge_seed, table
-from tests.watch.faults import named
+from tests.watch.campaign import Outcome, Tally, attempt, judge_seed, table
+from tests.watch.faults import Ill, named
 from tests.watch.month import watch_day
 from tests.watch.scenario import draw
 
@@ -39,6 +40,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--start", type=int, default=0, help="the first one (default 0)")
     parser.add_argument("--ranks", default="8..2048", help="sizes of jobs (default 8..2048)")
     parser.add_argument("--jobs", type=int, default=2, help="processes (default 2)")
+    parser.add_argument(
+        "--ill",
+        action="append",
+        default=[],
+        choices=[ill.value for ill in Ill],
+        help="only seeds with one of these faults",
+    )
     parser.add_argument("--seed", type=int, help="replay this one only")
     parser.add_argument(
         "--days", type=int, default=0, help="instead: so many healthy days of 1,024 ranks, from --start on"
@@ -52,7 +60,10 @@ def _parser() -> argparse.ArgumentParser:
 def search(options: argparse.Namespace, ranks: tuple[int, int]) -> int:
     """Judge many seeds and print the score."""
     started, tally = time.monotonic(), Tally()
-    seeds = range(options.start, options.start + options.seeds)
+    seeds: Sequence[int] = range(options.start, options.start + options.seeds)
+    if options.ill:
+        ills = {Ill(name) for name in options.ill}
+        seeds = [seed for seed in seeds if any(fault.ill in ills for fault in draw(seed, ranks).ills)]
     if options.jobs == 1:
         for seed in seeds:
             tally.add(judge_seed(seed, ranks))
@@ -84,19 +95,30 @@ def search(options: argparse.Namespace, ranks: tuple[int, int]) -> int:
 def month(seeds: range, period_s: float, jobs: int) -> int:
     """Watch healthy days of a job of 1,024 ranks; exit code 1 when one of them would have been restarted."""
     started, restarts, said, seconds = time.monotonic(), 0, 0, 0.0
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=os.nice, initargs=(10,)) as pool:
-        for day in pool.map(watch_day, seeds, [period_s] * len(seeds)):
-            restarts, said, seconds = restarts + len(day.acts), said + len(day.said), seconds + day.seconds
-            kinds = Counter(verdict.verdict.syndrome.value for verdict in day.said)
-            for act in day.acts[:SHOWN]:
-                print(f"day {day.scenario.seed}: FALSE RESTART: {act.reason}")
-            print(f"day {day.scenario.seed}: {dict(kinds)}, {time.monotonic() - started:.0f} s", flush=True)
+    for day in _days(seeds, period_s, jobs):
+        restarts, said, seconds = restarts + len(day.acts), said + len(day.said), seconds + day.seconds
+        kinds = Counter(verdict.verdict.syndrome.value for verdict in day.said)
+        for act in day.acts[:SHOWN]:
+            print(f"day {day.scenario.seed}: FALSE RESTART: {act.reason}")
+        print(
+            f"day {day.scenario.seed}: {dict(kinds)}, {len(day.acts)} false restarts, {time.monotonic() - started:.0f} s",
+            flush=True,
+        )
     print(
         f"watch: {len(seeds)} days from {seeds.start}, {seconds / 86400:.2f} simulated days of 1024 ranks, "
         f"judged every {period_s:g} s, {said} verdicts, "
         f"{restarts} false restarts, {time.monotonic() - started:.0f} s"
     )
     return 1 if restarts else 0
+
+
+def _days(seeds: range, period_s: float, jobs: int) -> Iterator[Outcome]:
+    """Each day as soon as it and those before it are over."""
+    if jobs == 1:
+        yield from (watch_day(seed, period_s) for seed in seeds)
+        return
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=os.nice, initargs=(10,)) as pool:
+        yield from pool.map(watch_day, seeds, [period_s] * len(seeds))
 
 
 def command(seed: int, ranks: str) -> str:

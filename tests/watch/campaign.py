@@ -99,10 +99,7 @@ class Run:
         """What the judge says at a moment, after the reports of the second before it."""
         self._timeline.advance(now)
         samples = self._network.samples(now, self.judge.probes)
-        reports = [
-            replace(report, samples=samples.get(report.node, report.samples)) for report in self._reporter.reports(now)
-        ]
-        self.judge.hear(reports, now)
+        self.judge.hear(self._reporter.reports(now, samples), now)
         found = self.judge.judge(now)
         self._timeline.forget(now - 2.0)
         return found

@@ -96,8 +96,7 @@ def swap_rows_and_columns() -> AbstractContextManager[None]:
     """Take the receiver of a slow transfer for its sender."""
 
     def swapped(cells: Any, nodes: int, limits: Limits) -> Any:
-        receivers, senders, ratio, bound = cells
-        found = delays.slow_links((senders, receivers, ratio, bound), nodes, limits)
+        found = delays.slow_links(replace(cells, receivers=cells.senders, senders=cells.receivers), nodes, limits)
         return [replace(verdict, nodes=(verdict.nodes[0] ^ 1,)) if not verdict.links else verdict for verdict in found]
 
     return _put(judge, "slow_links", swapped)
@@ -111,6 +110,12 @@ def every_link_for_itself() -> AbstractContextManager[None]:
         return np.zeros(nodes), np.zeros(nodes), value
 
     return _put(delays, "_polish", apart)
+
+
+@_canary
+def whoever_shows_first() -> AbstractContextManager[None]:
+    """Blame the first links that show a slow side."""
+    return _put(delays, "_median_of_others", lambda line, value, cell: 0.0)
 
 
 @_canary

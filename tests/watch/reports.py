@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from random import Random
 
 import numpy as np
@@ -24,6 +25,7 @@ from ckptd.daemon.watch.observations import (
     Phase,
     Process,
     Table,
+    empty_samples,
 )
 
 PROCESSES = {Ill.STOP: Process.STOPPED, Ill.KILL: Process.GONE, Ill.HANG_GIL: Process.HELD}
@@ -42,6 +44,9 @@ class Timeline:
         self._own = np.full((HISTORY, engine.job.ranks), np.nan)
         self._took = np.full((HISTORY, engine.job.ranks), np.nan)
         self._counts = {slot: engine.count(slot) for slot in SLOTS}
+        self._told_of: npt.NDArray[np.int64] = np.zeros(0, np.int64)
+        self._told: tuple[Array, Array] = (self._own, self._took)
+        """What was last told, of how many steps of each rank: between two steps it is the same."""
 
     def advance(self, until: float) -> None:
         """Compute steps until nobody's present is missing."""
@@ -97,10 +102,13 @@ class Timeline:
 
     def times(self, steps: npt.NDArray[np.int64]) -> tuple[Array, Array]:
         """The own seconds of the newest steps (ranks, OWN_KEPT), and how long the newest one took."""
+        if np.array_equal(steps, self._told_of):
+            return self._told
         ranks = np.arange(len(steps))
         numbers = steps[:, None] - 1 - np.arange(OWN_KEPT)
         own = np.where(numbers >= 0, self._own[numbers % HISTORY, ranks[:, None]], np.nan)
         took = np.where(steps > 0, self._took[(steps - 1) % HISTORY, ranks], np.nan)
+        self._told_of, self._told = steps, (own, took)
         return own, took
 
 
@@ -111,12 +119,13 @@ class Reporter:
         self.job, self._timeline, self._faults, self._calm = job, timeline, faults, calm
         self._rng, self._noise = rng, np.random.default_rng(rng.getrandbits(32))
         self._age = self._noise.uniform(0.0, 0.9, job.nodes)
-        self._offset = self._noise.uniform(-calm.offsets_s, calm.offsets_s, job.nodes)
+        self._offset = self._noise.uniform(-calm.offsets_s, calm.offsets_s, job.nodes).tolist()
         self._groups = job.groups()
         self._first = rng.randint(0, 5000)
         self.epoch = rng.randint(1, 9)
         self._base = self._make_base()
-        self._starts = np.searchsorted(job.node_of, np.arange(job.nodes + 1))
+        self._starts = np.searchsorted(job.node_of, np.arange(job.nodes + 1)).tolist()
+        self._unmeasured = empty_samples()
 
     def _make_base(self) -> Table:
         table = np.zeros(self.job.ranks, DIGEST)
@@ -127,8 +136,8 @@ class Reporter:
             table["groups"]["op"][:, place] = place
         return table
 
-    def reports(self, now: float) -> list[NodeReport]:
-        """What reaches the judge in the second before `now`, without samples."""
+    def reports(self, now: float, samples: Mapping[int, Table]) -> list[NodeReport]:
+        """What reaches the judge in the second before `now`, with the samples of each node."""
         age = self._age.copy()
         deaths = self._deaths(now)
         for rank in deaths:
@@ -150,9 +159,10 @@ class Reporter:
             urgent = age[node] == 0.0
             if node in lost or (not urgent and self._rng.random() < self._calm.loss):
                 continue
-            at = now - age[node] + self._offset[node]
+            at = now - float(age[node]) + self._offset[node]
             rows = table[self._starts[node] : self._starts[node + 1]]
-            found.append(NodeReport(node, rows, at=float(at), exchange=self._exchange(node, now)))
+            links = samples.get(node, self._unmeasured)
+            found.append(NodeReport(node, rows, links, at=at, exchange=self._exchange(node, now)))
         if self._calm.flood >= 0:
             found += [report for report in found if report.node == self._calm.flood] * 20
         if self._calm.ghosts and found:
@@ -263,8 +273,8 @@ class Network:
         table = np.zeros(len(pairs), SAMPLE)
         table["receiver"], table["sender"], table["kind"], table["cost"] = pairs[:, 0], pairs[:, 1], kind, cost
         order = np.argsort(pairs[:, 0], kind="stable")
-        table = table[order]
-        bounds = np.searchsorted(table["receiver"], np.arange(nodes + 1))
+        table = table.take(order)
+        bounds = np.searchsorted(table["receiver"], np.arange(nodes + 1)).tolist()
         return {node: table[bounds[node] : bounds[node + 1]] for node in range(nodes)}
 
     def _burdens(self, pairs: npt.NDArray[np.int64], now: float) -> Array:

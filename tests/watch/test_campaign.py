@@ -47,6 +47,13 @@ def test_a_campaign_is_summed_up(capsys: pytest.CaptureFixture[str]) -> None:
     assert last.startswith("watch: 4 seeds from 0, 2 of them healthy, ")
 
 
+def test_a_campaign_can_be_of_some_faults_only(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--seeds", "24", "--ranks", "8..8", "--jobs", "1", "--ill", Ill.KILL.value]) == 0
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert [line.split("  ")[0] for line in lines[1:2]] == [Ill.KILL.value]
+    assert "0 of them healthy" in lines[-1]
+
+
 def test_every_fault_has_a_class_and_a_line_in_the_table() -> None:
     tally = Tally()
     outcome = judge_seed(1, RANKS)
