@@ -147,7 +147,7 @@ class Delays:
 
 
 def slow_links(cells: Cells, nodes: int, limits: Limits) -> list[Verdict]:
-    """Hot rows, hot columns, and the hot cells that these do not explain."""
+    """Hot rows, hot columns, and the hot cells that these do not explain; both directions of a link make one verdict."""
     receivers, senders, ratio, bound = cells
     if not (ratio > bound).any():
         return []
@@ -155,19 +155,23 @@ def slow_links(cells: Cells, nodes: int, limits: Limits) -> list[Verdict]:
     rows, columns, left = _polish(receivers, senders, value, nodes, float(np.log(bound)), limits)
     found = [_line(int(node), rows, columns) for node in np.flatnonzero((rows > 0) | (columns > 0))]
     both = (rows[receivers] > 0) & (columns[senders] > 0)
-    for cell in np.flatnonzero((left > np.log(bound)) & ~both):
-        receiver, sender = int(receivers[cell]), int(senders[cell])
-        found.append(
-            Verdict(
-                Syndrome.COMMUNICATION_SLOW,
-                f"what goes from node {sender} to node {receiver} {_times(float(np.exp(left[cell])))}; "
-                "the other links of both are well",
-                nodes=tuple(sorted((receiver, sender))),
-                links=((receiver, sender),),
-                evidence=(("times", float(ratio[cell])),),
-            )
-        )
+    wires: dict[tuple[int, int], list[int]] = {}
+    for cell in map(int, np.flatnonzero((left > np.log(bound)) & ~both)):
+        ends = sorted((int(receivers[cell]), int(senders[cell])))
+        wires.setdefault((ends[0], ends[1]), []).append(cell)
+    for nodes_of, hot in wires.items():
+        links = tuple((int(receivers[cell]), int(senders[cell])) for cell in hot)
+        reason = _link(links, float(np.exp(left[hot].max())))
+        evidence = (("times", float(ratio[hot].max())),)
+        found.append(Verdict(Syndrome.COMMUNICATION_SLOW, reason, nodes=nodes_of, links=links, evidence=evidence))
     return found
+
+
+def _link(links: tuple[tuple[int, int], ...], times: float) -> str:
+    """One link, in one direction or in both."""
+    receiver, sender = links[0]
+    way = f"from node {sender} to node {receiver}" if len(links) == 1 else f"between nodes {receiver} and {sender}"
+    return f"what goes {way} {_times(times)}; the other links of both are well"
 
 
 def _line(node: int, rows: Floats, columns: Floats) -> Verdict:

@@ -91,7 +91,7 @@ class Judge:
         self._slow = SlowRanks(layout.world, self.limits)
         self._used: tuple[tuple[int, int], ...] | None = None
         self._links: list[Verdict] = []
-        self._hot: set[tuple[tuple[int, int], ...]] = set()
+        self._hot: set[tuple[int, int]] = set()
         """Links that were hot when last looked at: a slow side shows in its first link before it shows in all."""
         self._links_at = -np.inf
 
@@ -116,8 +116,8 @@ class Judge:
         ranks = self._slow.judge(self.fleet, now)
         if now - self._links_at >= LINKS_EVERY_S:
             found = slow_links(self._delays.cells(now), self.fleet.layout.nodes, self.limits)
-            hot = {verdict.links for verdict in found}
-            self._links = [verdict for verdict in found if not verdict.links or verdict.links in self._hot]
+            hot = {link for verdict in found for link in verdict.links}
+            self._links = [verdict for verdict in found if not verdict.links or self._hot.intersection(verdict.links)]
             self._hot, self._links_at = hot, now
         if not self._links:
             pace = self._slow.pace

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ckptd.daemon.drill.links import Links, address_of
+from ckptd.daemon.demo.links import Links, address_of
 
 LIMIT_S = 10.0
 
