@@ -95,15 +95,19 @@ class Judged:
         }
 
 
-def judged(injected: Injected, events: Iterable[Event], t_fault: float) -> Judged:
-    """Find the verdict in the entries of the incident records: the first that was opened after the fault."""
-    records: dict[int, list[dict[str, Any]]] = {}
+def records(events: Iterable[Event]) -> dict[int, list[dict[str, Any]]]:
+    """The entries of each incident record among the events, by its number, ascending."""
+    found: dict[int, list[dict[str, Any]]] = {}
     for event in events:
         if event.told_by.startswith("incident "):
             entry = {"t": event.t, "event": event.name, **event.fields}
-            records.setdefault(int(event.told_by.split()[1]), []).append(entry)
-    for number in sorted(records):
-        entries = records[number]
+            found.setdefault(int(event.told_by.split()[1]), []).append(entry)
+    return dict(sorted(found.items()))
+
+
+def judged(injected: Injected, events: Iterable[Event], t_fault: float) -> Judged:
+    """Find the verdict in the entries of the incident records: the first that was opened after the fault."""
+    for number, entries in records(events).items():
         if entries[0]["t"] < t_fault or entries[0].get("verdict", {}).get("class") == NOBODY:
             continue
         return Judged(injected, summary(number, entries))

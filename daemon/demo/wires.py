@@ -25,7 +25,7 @@ Ill = Literal["cut", "slow", "lossy"]
 
 SLOW_BYTES_S = 3_000_000
 """What a slow link lets through in each direction, in bytes a second."""
-LOST = 0.2
+LOST = 0.1
 """The part of all segments that a lossy link loses. One of loopback has up to 64 KiB, more than forty of Ethernet."""
 FREE = 0xFFFFFFFF
 

@@ -8,8 +8,8 @@ do not requeue.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from math import inf
 
@@ -54,6 +54,8 @@ class Facts:
     """All nodes that could take part now: alive and not isolated, spares among them."""
     nodes_min: int
     """With fewer the job can't go on: MIN of `--nnodes`, or what the world needs if it can't be resharded."""
+    sick: Mapping[int, str] = field(default_factory=dict)
+    """By node: why it should not be used, as its health checker says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +137,8 @@ class Policy:
             )
         if verdict.syndrome is Syndrome.NOBODY:
             return Decision(Act.WARN, f"nobody's fault, so nobody is exchanged: {verdict.reason}")
+        if verdict.syndrome is Syndrome.NODE_UNHEALTHY:
+            return Decision(Act.WARN, f"the job goes on; at the next fault of it the node stays out: {verdict.reason}")
         if verdict.syndrome not in STANDS:
             return self._weigh(verdict, facts, now)
         return self._restart(verdict, facts, now)
@@ -191,8 +195,13 @@ class Policy:
             return Decision(Act.GIVE_UP, reason, exit_code=EXIT_NO_PROGRESS)
         if verdict.syndrome is Syndrome.CRASH:
             self._fell.setdefault(facts.step, set()).add(self._from)
+        sick = [node for node in verdict.nodes if node in facts.sick]
         for node in verdict.nodes:
-            self._add_blame(node, now, 2.0 if gone else 1.0 / len(verdict.nodes))
+            weight = self.costs.isolate_at if node in sick else 1.0 / len(verdict.nodes)
+            self._add_blame(node, now, 2.0 if gone else weight)
+        if sick:  # who is suspected and sick has done it: it need not do it twice
+            said = "; ".join(f"the checker of node {node} says: {facts.sick[node]}" for node in sick)
+            verdict = replace(verdict, reason=f"{verdict.reason}; {said}")
         guilty = tuple(node for node in verdict.nodes if self.blame(node, now) >= self.costs.isolate_at)
         if not guilty:
             return self._restarting(facts, verdict.epoch, verdict.reason)
