@@ -44,11 +44,12 @@ def carry(ends: Ends, size: int) -> float:
 
 
 def test_a_slow_wire_is_paced_until_it_is_mended(ends: Ends) -> None:
+    carry(ends, 1_000_000)  # a connection's first segments are never paced
     wires.spoil(ends[0], "slow")
     size = wires.SLOW_BYTES_S // 8
-    assert carry(ends, size) > 0.06
+    assert carry(ends, size) > 0.07
     wires.spoil(ends[0], None)
-    assert carry(ends, size) < 0.06
+    assert min(carry(ends, size) for _ in range(5)) < 0.07
 
 
 @pytest.mark.slow
