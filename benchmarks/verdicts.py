@@ -24,7 +24,7 @@ from rich.console import Console
 
 from benchmarks.report import add_report, machine, measured, write
 from ckptd.daemon.demo.judged import CLASSES, NOBODY, Injected, Judged, judged, records
-from ckptd.daemon.demo.options import SMALL, DemoOptions
+from ckptd.daemon.demo.options import DemoOptions, training_for
 from ckptd.daemon.demo.run import (
     follow_incidents,
     follow_trainers,
@@ -41,7 +41,6 @@ from ckptd.daemon.observe.incidents import summary
 NODES = 4
 STRUCK_AT = 24
 """The step of the fault: the links have been measured, and the first steps of a life are never slow."""
-PACE_S = 0.5
 VERDICT_S = 60.0
 """How long a verdict is waited for, and a healthy job is watched."""
 SETTLE_S = 3.0
@@ -76,9 +75,10 @@ class Trial:
 
 def attempt(fault: str, seed: int) -> Trial:
     """Train, strike, and wait for the verdict."""
+    model, pace_s = training_for(fault)
     options = DemoOptions(
-        nodes=NODES, fault="hang" if fault == NONE else fault, steps=100_000, at_step=STRUCK_AT, seed=seed, model=SMALL,
-        pace_s=PACE_S, timeout_s=180.0, persist_every=1000,
+        nodes=NODES, fault="hang" if fault == NONE else fault, steps=100_000, at_step=STRUCK_AT, seed=seed, model=model,
+        pace_s=pace_s, timeout_s=180.0, persist_every=1000,
     )  # fmt: skip
     told = io.StringIO()
     with workspace(options) as layout:

@@ -40,11 +40,11 @@ def demo(
     ] = None,
 ) -> None:
     """Train, lose a node, rebuild it from parity, and go on bit-exact: the main job, on this machine."""
-    from ckptd.daemon.demo.options import LINK_PACE_S, LINK_STEPS, SMALL, DemoOptions, Model, parse_indices
+    from ckptd.daemon.demo.options import LINK_STEPS, DemoOptions, parse_indices, training_for
     from ckptd.daemon.demo.run import run_demo
     from ckptd.daemon.demo.wires import LINKS
 
-    of_link = fault in LINKS
+    model, pace_s = training_for(fault or "")
     options = DemoOptions(
         nodes=nodes,
         parity=min(1, nodes - 1) if parity is None else parity,
@@ -52,12 +52,12 @@ def demo(
         kill_ranks=parse_indices(kill_ranks or "", "--kill-ranks"),
         fault=fault or "",
         at_step=at_step,
-        steps=steps or (LINK_STEPS if of_link else 40),
+        steps=steps or (LINK_STEPS if fault in LINKS else 40),
         seed=seed,
         workdir=workdir,
         keep=keep,
         report=report,
-        model=SMALL if of_link else Model(),
-        pace_s=LINK_PACE_S if of_link else 0.0,
+        model=model,
+        pace_s=pace_s,
     )
     raise typer.Exit(run_demo(options, Console()))

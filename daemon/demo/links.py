@@ -68,12 +68,14 @@ class Links:
         asyncio.run_coroutine_threadsafe(what, self._loop).result(CALL_S)
 
     async def _set(self, ends: frozenset[int], how: How | None) -> None:
-        if how is None:
-            self._how.pop(ends, None)
-        else:
+        before = self._how.pop(ends, None)
+        if how is not None:
             self._how[ends] = how
-        for wire in self._wires.get(ends, ()):
-            wires.spoil(wire, "lossy" if how == "lossy" else None)
+        if "lossy" in (before, how):
+            for wire in [
+                wire for wire in self._wires.get(ends, ()) if wire.fileno() >= 0
+            ]:  # the others have just ended
+                wires.spoil(wire, "lossy" if how == "lossy" else None)
 
     async def _open(self, reader: int, node: int, port: int, host: str) -> None:
         if (reader, node, port) in self._servers:

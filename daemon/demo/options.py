@@ -40,6 +40,11 @@ LINK_STEPS, LINK_PACE_S = 60, 0.5
 """A link is measured about once a second, and judged by twenty measurements."""
 
 
+def training_for(fault: str) -> tuple[Model, float]:
+    """How a demo of this fault trains: its model, and the seconds that a step takes at least."""
+    return (SMALL, LINK_PACE_S) if fault in LINKS else (Model(), 0.0)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoOptions:
     """One demo. Raises UsageError when it could not work."""

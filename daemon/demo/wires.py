@@ -46,6 +46,8 @@ Ports = tuple[int, int]
 class Wire(Protocol):
     """A connected socket, Python's or asyncio's."""
 
+    def fileno(self) -> int: ...
+
     def setsockopt(self, level: int, optname: int, value: int | bytes, /) -> None: ...
 
 
