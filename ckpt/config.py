@@ -105,6 +105,8 @@ class Config:
     act: str = "restart"
     """What follows from a verdict on a job that agents of ckptd launch: `restart` its trainers where the policy says so, or
     `advise` people only. The collector's counts."""
+    health_socket: Path | None = None
+    """Where the site's own health checker answers whether this node is fit; None: nobody is asked."""
 
     @property
     def whole_map(self) -> GroupMap:

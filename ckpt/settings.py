@@ -56,6 +56,7 @@ class Settings(BaseSettings):
     bandwidth_bytes_s: int = 0
     cpu_share: float = 0.0
     act: str = "restart"
+    health_socket: Path | None = None
 
     @field_validator("storage", mode="before")
     @classmethod
@@ -125,6 +126,7 @@ class Settings(BaseSettings):
             bandwidth_bytes_s=self.bandwidth_bytes_s,
             cpu_share=self.cpu_share,
             act=self.act,
+            health_socket=self.health_socket.absolute() if self.health_socket else None,
         ).validate()
         return replace(config, tls=self.tls(datetime.now(timezone.utc)))
 

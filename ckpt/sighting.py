@@ -78,6 +78,8 @@ class Sighting:
     """Of ranks that were asked about: what their threads do."""
     remarks: tuple[str, ...] = ()
     """What can't be seen here, and why."""
+    sick: str = ""
+    """Why this node should not be used, as its health checker says; '' if it does not say so."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ from ckptd.daemon.limits import limits
 from ckptd.daemon.node import Node
 from ckptd.daemon.observe.bailiff import Bailiff
 from ckptd.daemon.observe.court import Court
+from ckptd.daemon.observe.health import HealthProbe
 from ckptd.daemon.observe.incidents import Incidents
 from ckptd.daemon.observe.links import Links
 from ckptd.daemon.observe.plugins import Plugins, installed
@@ -148,7 +149,8 @@ def _watch(
 ) -> tuple[Watcher, Court]:
     """The parts that look at the trainers and the links, and judge what is seen."""
     parts.callback(links.close)
-    plugins = Plugins(installed())
+    probes = installed()
+    plugins = Plugins([*probes, HealthProbe(config.health_socket)] if config.health_socket else probes)
     parts.callback(plugins.close)
     court = Court(Incidents(config.run_dir / "incidents"), Bailiff(config.act))
     watcher = Watcher(config, driver, peers, court, links, plugins, boot)

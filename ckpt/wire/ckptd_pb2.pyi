@@ -377,7 +377,7 @@ class Stack(_message.Message):
     def __init__(self, rank: _Optional[int] = ..., text: _Optional[str] = ...) -> None: ...
 
 class Sighting(_message.Message):
-    __slots__ = ("node", "boot", "epoch", "world", "at", "digests", "samples", "groups", "stamps", "decided", "stacks", "remarks")
+    __slots__ = ("node", "boot", "epoch", "world", "at", "digests", "samples", "groups", "stamps", "decided", "stacks", "remarks", "sick")
     NODE_FIELD_NUMBER: _ClassVar[int]
     BOOT_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -390,6 +390,7 @@ class Sighting(_message.Message):
     DECIDED_FIELD_NUMBER: _ClassVar[int]
     STACKS_FIELD_NUMBER: _ClassVar[int]
     REMARKS_FIELD_NUMBER: _ClassVar[int]
+    SICK_FIELD_NUMBER: _ClassVar[int]
     node: int
     boot: str
     epoch: int
@@ -402,7 +403,8 @@ class Sighting(_message.Message):
     decided: Decided
     stacks: _containers.RepeatedCompositeFieldContainer[Stack]
     remarks: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, node: _Optional[int] = ..., boot: _Optional[str] = ..., epoch: _Optional[int] = ..., world: _Optional[int] = ..., at: _Optional[float] = ..., digests: _Optional[bytes] = ..., samples: _Optional[bytes] = ..., groups: _Optional[_Iterable[_Union[WatchedGroup, _Mapping]]] = ..., stamps: _Optional[_Union[Stamps, _Mapping]] = ..., decided: _Optional[_Union[Decided, _Mapping]] = ..., stacks: _Optional[_Iterable[_Union[Stack, _Mapping]]] = ..., remarks: _Optional[_Iterable[str]] = ...) -> None: ...
+    sick: str
+    def __init__(self, node: _Optional[int] = ..., boot: _Optional[str] = ..., epoch: _Optional[int] = ..., world: _Optional[int] = ..., at: _Optional[float] = ..., digests: _Optional[bytes] = ..., samples: _Optional[bytes] = ..., groups: _Optional[_Iterable[_Union[WatchedGroup, _Mapping]]] = ..., stamps: _Optional[_Union[Stamps, _Mapping]] = ..., decided: _Optional[_Union[Decided, _Mapping]] = ..., stacks: _Optional[_Iterable[_Union[Stack, _Mapping]]] = ..., remarks: _Optional[_Iterable[str]] = ..., sick: _Optional[str] = ...) -> None: ...
 
 class Answer(_message.Message):
     __slots__ = ("at", "probe", "explain")

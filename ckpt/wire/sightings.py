@@ -27,6 +27,7 @@ def sighting_out(seen: Sighting) -> pb.Sighting:
         ],
         stacks=[pb.Stack(rank=rank, text=text) for rank, text in seen.stacks],
         remarks=seen.remarks,
+        sick=seen.sick,
     )
     if seen.stamps is not None:
         stamps = seen.stamps
@@ -47,7 +48,7 @@ def sighting_in(message: pb.Sighting) -> Sighting:
         raise CorruptionError(f"boot of {len(message.boot)} characters, clock {message.at}")
     for what, size, most in (
         *(("stack", len(stack.text), limits.STACK_CHARS) for stack in message.stacks),
-        *(("remark", len(text), limits.REMARK_CHARS) for text in message.remarks),
+        *(("remark", len(text), limits.REMARK_CHARS) for text in (*message.remarks, message.sick)),
     ):
         _bounded(what, size, most)
     world = number("world", message.world, RANKS_MAX)
@@ -67,6 +68,7 @@ def sighting_in(message: pb.Sighting) -> Sighting:
         decided=_decided_in(message.decided) if message.HasField("decided") else None,
         stacks=tuple((number("rank", stack.rank, RANKS_MAX), stack.text) for stack in message.stacks),
         remarks=tuple(message.remarks),
+        sick=message.sick,
     )
 
 

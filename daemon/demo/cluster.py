@@ -26,6 +26,7 @@ from ckptd.daemon.demo.faulty import FAULTS
 from ckptd.daemon.demo.options import DemoOptions, Layout
 from ckptd.daemon.demo.processes import MARK, Process, kill, reap, start, sweep, terminate
 from ckptd.daemon.demo.watch import tail_of
+from ckptd.daemon.demo.wires import LINKS
 
 JOB = "demo"
 TRAINER = ["-m", "ckptd.examples.train_gpt"]
@@ -89,6 +90,8 @@ class Cluster:
         """The training command of a run."""
         options = self.options
         sizes = [f"--steps={options.steps}", f"--seed={options.seed}", *options.model.arguments()]
+        if options.pace_s and run != "reference":
+            sizes.append(f"--pace={options.pace_s:g}")
         return [*TRAINER, *sizes, f"--events={self.layout.logs / run}", *more]
 
     def launch(self, name: str, command: list[str], more: dict[str, str] | None = None) -> Process:
@@ -154,7 +157,16 @@ class Cluster:
     def misled(self, trainer: list[str]) -> list[str]:
         """The training command, with the fault in it that comes at a signal."""
         fault = self.options.fault
-        return ["-m", "ckptd.daemon.demo.faulty", fault, *trainer[1:]] if fault in FAULTS else trainer
+        if fault in LINKS:
+            fault = f"{fault}={self.spoiled}"
+        elif fault not in FAULTS:
+            return trainer
+        return ["-m", "ckptd.daemon.demo.faulty", fault, *trainer[1:]]
+
+    @property
+    def spoiled(self) -> Path:
+        """Lists the connections that a fault of links befalls."""
+        return self.layout.temporary / "spoiled.json"
 
     def mislead(self, pids: Iterable[int]) -> float:
         """Let the fault come over these trainers; return when."""

@@ -23,12 +23,15 @@ def demo(
     fault: Annotated[
         str | None,
         typer.Option(
-            help="Of --kill-ranks or --lose-nodes, and left to ckptd to notice: kill-rank, kill-node, hang, gil, slow-rank.",
+            help="Left to ckptd to notice. Of --kill-ranks: kill-rank, hang, gil, loader, stop, slow-rank. Of --lose-nodes: "
+            "kill-node. Of the link between two --lose-nodes (default: 1,2): slow-link, lossy-link, cut-link.",
             show_default=False,
         ),
     ] = None,
     at_step: Annotated[int | None, typer.Option(help="When (default: in the middle).", show_default=False)] = None,
-    steps: Annotated[int, typer.Option(help="Length of the training.")] = 40,
+    steps: Annotated[
+        int | None, typer.Option(help="Length of the training (default 40, with a bad link 60).", show_default=False)
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the model and the data.")] = 1,
     workdir: Annotated[Path | None, typer.Option(help="Where logs and persisted steps go.", show_default=False)] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the run's directory with its persisted steps.")] = False,
@@ -37,9 +40,11 @@ def demo(
     ] = None,
 ) -> None:
     """Train, lose a node, rebuild it from parity, and go on bit-exact: the main job, on this machine."""
-    from ckptd.daemon.demo.options import DemoOptions, parse_indices
+    from ckptd.daemon.demo.options import LINK_STEPS, DemoOptions, parse_indices, training_for
     from ckptd.daemon.demo.run import run_demo
+    from ckptd.daemon.demo.wires import LINKS
 
+    model, pace_s = training_for(fault or "")
     options = DemoOptions(
         nodes=nodes,
         parity=min(1, nodes - 1) if parity is None else parity,
@@ -47,10 +52,12 @@ def demo(
         kill_ranks=parse_indices(kill_ranks or "", "--kill-ranks"),
         fault=fault or "",
         at_step=at_step,
-        steps=steps,
+        steps=steps or (LINK_STEPS if fault in LINKS else 40),
         seed=seed,
         workdir=workdir,
         keep=keep,
         report=report,
+        model=model,
+        pace_s=pace_s,
     )
     raise typer.Exit(run_demo(options, Console()))

@@ -1,18 +1,26 @@
 """A trainer of the demo with which something goes wrong on demand: `python -m ckptd.daemon.demo.faulty FAULT MODULE [...]`.
 
 It is the module as `python -m` would run it, until SIGUSR1 comes: then its main thread does what FAULT says, in the middle
-of its own work. The next life of the same rank is well, unless it is sent the signal too.
+of its own work. The next life of the same rank is well, unless it is sent the signal too. Of a fault of links FAULT is
+`slow-link=FILE`: the signal spoils this end of the connections that FILE lists then, as JSON pairs of ports.
 """
 
 from __future__ import annotations
 
 import ctypes
+import json
+import os
+import queue
 import runpy
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from ckptd.daemon.demo import wires
 
 FOR_EVER_S = 36_000
 BUSY_S, IDLE_S = 0.1, 0.05
@@ -28,6 +36,16 @@ def hold_gil() -> None:
     ctypes.PyDLL(None).sleep(FOR_EVER_S)
 
 
+def wait_for_data() -> None:
+    """Wait for the next batch of a data loader whose workers are stuck: in a lock, as one waits for others."""
+    queue.Queue[object]().get()
+
+
+def stop() -> None:
+    """Be stopped, as by a debugger."""
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
 def slow_down() -> None:
     """From now on the rank's own work takes longer: another thread computes in Python, and takes the interpreter's lock."""
 
@@ -41,12 +59,25 @@ def slow_down() -> None:
     threading.Thread(target=compute, name="busy", daemon=True).start()
 
 
-FAULTS: dict[str, Callable[[], None]] = {"hang": hang, "gil": hold_gil, "slow-rank": slow_down}
+def spoil(ill: wires.Ill, listed: Path) -> None:
+    """From now on the wire to another trainer is bad, in what this end sends and gets."""
+    for wire in wires.own({(local, remote) for local, remote in json.loads(listed.read_text())}):
+        wires.spoil(wire, ill)
+
+
+FAULTS: dict[str, Callable[[], None]] = {
+    "hang": hang,
+    "gil": hold_gil,
+    "loader": wait_for_data,
+    "stop": stop,
+    "slow-rank": slow_down,
+}
 
 
 def main(argv: list[str]) -> None:
     """Listen for the signal, then be the module."""
-    misbehave, module = FAULTS[argv[0]], argv[1]
+    (fault, _, listed), module = argv[0].partition("="), argv[1]
+    misbehave = FAULTS.get(fault) or partial(spoil, wires.LINKS[fault], Path(listed))
     signal.signal(signal.SIGUSR1, lambda _number, _frame: misbehave())
     signal.siginterrupt(signal.SIGUSR1, False)
     sys.argv = argv[1:]

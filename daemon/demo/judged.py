@@ -18,7 +18,12 @@ CLASSES = {
     "kill-node": "node lost",
     "hang": "non-communication hang",
     "gil": "non-communication hang",
+    "loader": "non-communication hang",
+    "stop": "non-communication hang",
     "slow-rank": "non-communication slow",
+    "slow-link": "communication slow",
+    "lossy-link": "communication slow",
+    "cut-link": "communication hang",
 }
 """What each fault should be called."""
 NOBODY = "nobody's fault"
@@ -32,9 +37,17 @@ class Injected:
     fault: str
     ranks: tuple[int, ...]
     nodes: tuple[int, ...]
+    link: tuple[int, ...] = ()
+    """The two nodes whose link it befalls, or none."""
 
     def as_json(self) -> dict[str, Any]:
-        return {"fault": self.fault, "ranks": list(self.ranks), "nodes": list(self.nodes)}
+        told = {"fault": self.fault, "ranks": list(self.ranks), "nodes": list(self.nodes)}
+        return told | ({"link": list(self.link)} if self.link else {})
+
+    def __str__(self) -> str:
+        if self.link:
+            return f"{self.fault}: the link between nodes {' and '.join(map(str, self.link))}"
+        return f"{self.fault}: rank {', '.join(map(str, self.ranks))} on node {', '.join(map(str, self.nodes))}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +56,11 @@ class Judged:
 
     injected: Injected
     incident: Mapping[str, Any] | None
+
+    @property
+    def told_by(self) -> str:
+        """Who tells the incident's entries among the events; '' without one."""
+        return f"incident {self.incident['id']}" if self.incident else ""
 
     @property
     def verdict(self) -> dict[str, Any] | None:
@@ -56,7 +74,10 @@ class Judged:
         verdict = self.verdict
         if verdict is None or verdict["class"] != CLASSES[self.injected.fault]:
             return False
-        return sorted(verdict["suspects"]["ranks"]) == sorted(self.injected.ranks)
+        suspects = verdict["suspects"]
+        if self.injected.link:
+            return {frozenset(link) for link in suspects["links"]} == {frozenset(self.injected.link)}
+        return sorted(suspects["ranks"]) == sorted(self.injected.ranks)
 
     def since(self, t: float) -> dict[str, float]:
         """The times of the incident, in seconds after `t`."""
@@ -74,15 +95,19 @@ class Judged:
         }
 
 
-def judged(injected: Injected, events: Iterable[Event], t_fault: float) -> Judged:
-    """Find the verdict in the entries of the incident records: the first that was opened after the fault."""
-    records: dict[int, list[dict[str, Any]]] = {}
+def records(events: Iterable[Event]) -> dict[int, list[dict[str, Any]]]:
+    """The entries of each incident record among the events, by its number, ascending."""
+    found: dict[int, list[dict[str, Any]]] = {}
     for event in events:
         if event.told_by.startswith("incident "):
             entry = {"t": event.t, "event": event.name, **event.fields}
-            records.setdefault(int(event.told_by.split()[1]), []).append(entry)
-    for number in sorted(records):
-        entries = records[number]
+            found.setdefault(int(event.told_by.split()[1]), []).append(entry)
+    return dict(sorted(found.items()))
+
+
+def judged(injected: Injected, events: Iterable[Event], t_fault: float) -> Judged:
+    """Find the verdict in the entries of the incident records: the first that was opened after the fault."""
+    for number, entries in records(events).items():
         if entries[0]["t"] < t_fault or entries[0].get("verdict", {}).get("class") == NOBODY:
             continue
         return Judged(injected, summary(number, entries))
@@ -91,9 +116,7 @@ def judged(injected: Injected, events: Iterable[Event], t_fault: float) -> Judge
 
 def add_rows(table: Table, found: Judged, t_fault: float) -> None:
     """The rows of the report for people: the truth, the verdict, what was done, and when."""
-    truth = found.injected
-    ranks = f"rank {', '.join(map(str, truth.ranks))} on node {', '.join(map(str, truth.nodes))}"
-    table.add_row("injected", f"{truth.fault}: {ranks}")
+    table.add_row("injected", str(found.injected))
     verdict, decision = found.verdict, (found.incident or {}).get("decision")
     if verdict is None:
         table.add_row("verdict", "[red]none[/]")

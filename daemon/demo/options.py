@@ -8,9 +8,13 @@ from pathlib import Path
 
 from ckptd.ckpt.errors import UsageError
 from ckptd.daemon.demo.judged import CLASSES
+from ckptd.daemon.demo.wires import LINKS
 
 NODES_MAX = 16
 """More would be slow on one machine; and torchrun orders nodes by address as text, which is ours up to 127.0.0.99."""
+
+LINKED_MIN = 3
+"""Of two nodes' one link nobody can say whether it is slow: there is no other."""
 
 SOCKET_PATH_MAX = 100
 """A unix socket's path may have 107 bytes; the rest is room for a temporary name beside it."""
@@ -30,6 +34,17 @@ class Model:
         return [f"--{name}={getattr(self, name)}" for name in ("layers", "width", "heads", "context", "batch")]
 
 
+SMALL = Model(layers=2, width=128)
+"""Where links are slow: its gradients pass one in less than a second, so steps are slow and do not look like a hang."""
+LINK_STEPS, LINK_PACE_S = 60, 0.5
+"""A link is measured about once a second, and judged by twenty measurements."""
+
+
+def training_for(fault: str) -> tuple[Model, float]:
+    """How a demo of this fault trains: its model, and the seconds that a step takes at least."""
+    return (SMALL, LINK_PACE_S) if fault in LINKS else (Model(), 0.0)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoOptions:
     """One demo. Raises UsageError when it could not work."""
@@ -39,12 +54,12 @@ class DemoOptions:
     parity: int = 1
     """Nodes of the group that may be lost at once without falling back to storage."""
     lose_nodes: tuple[int, ...] | None = None
-    """Nodes to lose. None: node 1 (node 0 of a single one), unless ranks are to be killed."""
+    """Nodes to lose, or the two ends of a link. None: node 1 (node 0 of a single one), unless ranks are to be killed."""
     kill_ranks: tuple[int, ...] = ()
     """Trainers to kill while their nodes live."""
     fault: str = ""
     """One that nobody but ckptd notices: launched by `ckptd run`, with `kill_ranks` or `lose_nodes` as whom it befalls (rank
-    or node 1). '': trainers and nodes are killed, and torchrun restarts."""
+    or node 1; of a link nodes 1 and 2). '': trainers and nodes are killed, and torchrun restarts."""
     at_step: int | None = None
     """The fault happens when every rank has finished this step. None: in the middle."""
     steps: int = 40
@@ -62,6 +77,8 @@ class DemoOptions:
     timeout_s: float = 170.0
     """Limit for each of the two runs, in seconds."""
     model: Model = Model()
+    pace_s: float = 0.0
+    """Seconds that a step with checkpoints takes at least."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.nodes <= NODES_MAX:
@@ -81,7 +98,8 @@ class DemoOptions:
         self._check_fault()
         check_indices("--lose-nodes", self.lost, self.nodes)
         check_indices("--kill-ranks", self.kill_ranks, self.nodes)
-        if not self.lost and not self.killed:
+        check_indices("--lose-nodes", self.link, self.nodes)
+        if not self.lost and not self.killed and not self.link:
             raise UsageError(
                 "neither --lose-nodes nor --kill-ranks names anybody: there would be nothing to recover from"
             )
@@ -95,8 +113,25 @@ class DemoOptions:
                     "--fault kill-node takes --lose-nodes, and not node 0, the collector: its successor acts on that loss, "
                     "too, but has not seen the job before and records no verdict"
                 )
+        elif self.fault in LINKS:
+            self._check_link()
         elif self.fault and self.lose_nodes is not None:
             raise UsageError(f"--fault {self.fault} befalls ranks; say --kill-ranks, not --lose-nodes")
+
+    def _check_link(self) -> None:
+        if self.nodes < LINKED_MIN:
+            raise UsageError(
+                f"--fault {self.fault} with --nodes {self.nodes}: a link is compared with others; take 3 or more"
+            )
+        if self.kill_ranks or len(self.link) != 2:
+            raise UsageError(f"--fault {self.fault} befalls a link; say its two ends, as in --lose-nodes 1,2")
+
+    @property
+    def link(self) -> tuple[int, ...]:
+        """The two nodes whose link `fault` befalls."""
+        if self.fault not in LINKS:
+            return ()
+        return (1, 2) if self.lose_nodes is None else self.lose_nodes
 
     @property
     def lost(self) -> tuple[int, ...]:
@@ -110,6 +145,8 @@ class DemoOptions:
     @property
     def killed(self) -> tuple[int, ...]:
         """The ranks that will be killed on nodes that live on, or that `fault` befalls."""
+        if self.link:
+            return ()
         if self.fault not in ("", "kill-node"):
             return self.kill_ranks or (min(1, self.nodes - 1),)
         return tuple(rank for rank in self.kill_ranks if rank not in self.lost)

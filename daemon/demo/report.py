@@ -170,9 +170,10 @@ def build_report(
     found = judged(injected, events, t_fault) if injected else None
     if not of_trainers(after, "restored"):  # nobody had to begin anew
         reached, restored, first_step = 0, 0, None
-    detected = [
-        event.t for event in after if event.name in (("node_lost", "rank_lost") if found is None else ("opened",))
-    ]
+    if found is None:
+        detected = [event.t for event in after if event.name in ("node_lost", "rank_lost")]
+    else:
+        detected = [event.t for event in after if event.name == "opened" and event.told_by == found.told_by]
     rebuilt = [event.t for event in after if event.name == "rebuilt" and event.t <= (first_step or event.t)]
     gathered = [event.t for event in after if event.name == "gathered" and event.t <= (first_step or event.t)]
     decided = [event.fields for event in after if event.name == "decided" and event.told_by == "daemon"]

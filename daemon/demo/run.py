@@ -20,10 +20,12 @@ from ckptd.ckpt.errors import CkptdError, UsageError
 from ckptd.daemon.demo.cluster import Cluster
 from ckptd.daemon.demo.faulty import FAULTS
 from ckptd.daemon.demo.judged import Injected
+from ckptd.daemon.demo.linked import LinkedCluster, LinkedStage
 from ckptd.daemon.demo.options import DemoOptions, Layout
 from ckptd.daemon.demo.report import build_report, table_of
 from ckptd.daemon.demo.stage import DemoFailed, Stage
 from ckptd.daemon.demo.watch import Event
+from ckptd.daemon.demo.wires import LINKS
 
 INTERRUPTED = 130
 """The exit code after Ctrl-C or SIGTERM, as shells expect it."""
@@ -43,8 +45,8 @@ def run_demo(options: DemoOptions, console: Console) -> int:
     if options.report and not options.report.absolute().parent.is_dir():
         raise UsageError(f"--report {options.report}: no such directory; make it first")
     with workspace(options) as layout, interruptible():
-        cluster = Cluster(options, layout)
-        stage = Stage(console, cluster)
+        stage = open_stage(options, layout, console)
+        cluster = stage.cluster
         try:
             code = perform(options, stage)
         except DemoFailed as error:
@@ -63,6 +65,13 @@ def run_demo(options: DemoOptions, console: Console) -> int:
         if options.keep:
             stage.say(f"kept: {layout.workdir} (persisted steps in {layout.storage}, logs in {layout.logs})")
         return code
+
+
+def open_stage(options: DemoOptions, layout: Layout, console: Console) -> Stage:
+    """The cluster that the fault needs, nothing of it started yet, and its stage."""
+    if options.link:
+        return LinkedStage(console, LinkedCluster(options, layout))
+    return Stage(console, Cluster(options, layout))
 
 
 def perform(options: DemoOptions, stage: Stage) -> int:
@@ -95,7 +104,7 @@ def perform(options: DemoOptions, stage: Stage) -> int:
 def injected(options: DemoOptions) -> Injected | None:
     """The truth about the fault that is to be judged; rank I lives on node I."""
     struck = tuple(sorted(options.lost or options.killed))
-    return Injected(options.fault, struck, struck) if options.fault else None
+    return Injected(options.fault, struck, struck, options.link) if options.fault else None
 
 
 def uninterrupted(options: DemoOptions, stage: Stage) -> Sequence[Event]:
@@ -171,6 +180,8 @@ def strike(options: DemoOptions, stage: Stage) -> float:
         text = f"FAULT: {options.fault} of {named(options.killed, 'rank')}; nobody is told"
         stage.tell("fault", t_fault, text, ranks=list(options.killed))
         return t_fault
+    if isinstance(cluster, LinkedCluster):
+        return strike_link(options, stage, cluster, pids)
     t_fault = cluster.strike(options.lost, [pids[rank] for rank in options.killed])
     if options.lost:
         text = f"FAULT: {named(options.lost)} lost: trainer and daemon killed, memory and directory deleted"
@@ -196,6 +207,19 @@ def strike(options: DemoOptions, stage: Stage) -> float:
         )
 
     stage.until("the daemons to notice", noticed, DETECTED_S)
+    return t_fault
+
+
+def strike_link(options: DemoOptions, stage: Stage, cluster: LinkedCluster, pids: Mapping[int, int]) -> float:
+    """The fault of a link. One that is cut is mended when it has a verdict; returns when it struck."""
+    a, b = options.link
+    t_fault = cluster.spoil_link(LINKS[options.fault], a, b, pids)
+    text = f"FAULT: {options.fault} between nodes {a} and {b}, for daemons and trainers; nobody is told"
+    stage.tell("fault", t_fault, text, link=[a, b])
+    if options.fault == "cut-link":
+        stage.until("a verdict", lambda: bool(stage.seen("opened", "t_detected", t_fault)), DETECTED_S)
+        cluster.links.set(a, b, None)
+        stage.say(f"the link between nodes {a} and {b} is mended")
     return t_fault
 
 

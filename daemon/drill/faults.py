@@ -9,6 +9,7 @@ from random import Random
 from typing import Any, Literal, get_args
 
 from ckptd.ckpt.errors import UsageError
+from ckptd.daemon.demo.links import How
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -16,7 +17,6 @@ else:
     import tomli as tomllib  # type: ignore[import-not-found]
 
 Kind = Literal["rank", "daemon", "node", "memory", "disk", "link", "bits"]
-How = Literal["cut", "slow", "corrupt"]
 
 KINDS: dict[Kind, str] = {
     "rank": "SIGKILL a trainer",
@@ -24,7 +24,7 @@ KINDS: dict[Kind, str] = {
     "node": "SIGKILL trainer and daemon, and delete the node's memory",
     "memory": "fill the tmpfs for a while",
     "disk": "let no fsync of a daemon return for a while",
-    "link": "cut, slow down or corrupt what two daemons send each other for a while",
+    "link": "cut, slow down, corrupt or lose of what two daemons send each other for a while",
     "bits": "SIGKILL a trainer, and flip a bit in each of its slots",
 }
 LASTS: dict[Kind, float] = {"memory": 4.0, "disk": 4.0, "link": 5.0}

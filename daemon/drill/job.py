@@ -14,30 +14,16 @@ from pathlib import Path
 import psutil
 
 from ckptd.ckpt.errors import CkptdError, UsageError
-from ckptd.daemon.demo.cluster import Cluster, address_of
-from ckptd.daemon.demo.options import DemoOptions, Layout
+from ckptd.daemon.demo.linked import LinkedCluster
 from ckptd.daemon.demo.processes import kill, reap
-from ckptd.daemon.demo.watch import Event
-from ckptd.daemon.drill import links
 
-PACE_S = 0.2
-"""Seconds of a step: the faults should meet a job that trains, not one that has finished."""
 TMPFS_BYTES = 512 * 1024 * 1024
 FILL_SHARE = 0.5
 """A tmpfs is memory: at most so much of what is available is filled."""
 
 
-class DrillJob(Cluster):
-    """Daemons find each other through `links.Links`; everything else is as in the demo."""
-
-    def __init__(self, options: DemoOptions, layout: Layout, seed: int) -> None:
-        super().__init__(options, layout)
-        self.links = links.Links(seed)
-        self.ports = [int(address.rpartition(":")[2]) for address in self.addresses]
-        for reader in range(options.nodes):
-            for node in range(options.nodes):
-                if reader != node:
-                    self.links.open(reader, node, self.ports[node], address_of(node))
+class DrillJob(LinkedCluster):
+    """Its disk can stall and its tmpfs is small; everything else is as in a demo with links that can fail."""
 
     @property
     def stalled(self) -> Path:
@@ -51,25 +37,6 @@ class DrillJob(Cluster):
 
     def daemon_command(self) -> list[str]:
         return [sys.executable, "-m", "ckptd.daemon.drill.stalled", str(self.stalled)]
-
-    def addresses_for(self, node: int) -> list[str]:
-        others = range(self.options.nodes)
-        return [
-            self.addresses[other] if other == node else f"{links.address_of(node, other)}:{self.ports[other]}"
-            for other in others
-        ]
-
-    def trainer(self, run: str, *more: str) -> list[str]:
-        pace = [f"--pace={PACE_S}"] if run != "reference" else []
-        return super().trainer(run, *pace, *more)
-
-    def take_note(self, event: Event) -> None:
-        """A daemon that is ready says at which port its bytes are read: lead there, too."""
-        if event.told_by == "daemon" and event.name == "ready":
-            node, port = int(event.fields["node"]), int(event.fields["data_port"])
-            for reader in range(self.options.nodes):
-                if reader != node:
-                    self.links.open(reader, node, port, address_of(node))
 
     def kill_daemon(self, node: int) -> float:
         """SIGKILL a daemon; return when."""
@@ -87,10 +54,7 @@ class DrillJob(Cluster):
 
     def stop(self) -> list[int]:
         self.stalled.unlink(missing_ok=True)  # or a daemon could not end
-        try:
-            return super().stop()
-        finally:
-            self.links.close()
+        return super().stop()
 
 
 @contextlib.contextmanager

@@ -16,16 +16,19 @@ from rich.console import Console
 from rich.table import Table
 
 from ckptd.ckpt.errors import UsageError
+from ckptd.daemon.demo.linked import LinkedStage
 from ckptd.daemon.demo.options import DemoOptions, Model
 from ckptd.daemon.demo.report import Comparison, compare
 from ckptd.daemon.demo.run import INTERRUPTED, follow_trainers, interruptible, start_nodes, uninterrupted, workspace
-from ckptd.daemon.demo.stage import DemoFailed, Stage
+from ckptd.daemon.demo.stage import DemoFailed
 from ckptd.daemon.demo.watch import Event
 from ckptd.daemon.drill.faults import Campaign, Fault, draw, promise
-from ckptd.daemon.drill.job import PACE_S, DrillJob, small_tmpfs
+from ckptd.daemon.drill.job import DrillJob, small_tmpfs
 from ckptd.daemon.drill.judge import Outcome, first_step, judge, new_seal
 from ckptd.daemon.drill.strikes import Strikes
 
+PACE_S = 0.2
+"""Seconds of a step: the faults should meet a job that trains, not one that has finished."""
 STEPS_BEFORE, STEPS_AFTER = 10, 10
 """Steps before the first fault and after the last one's recovery."""
 BETWEEN_S = 8.0
@@ -68,6 +71,7 @@ class DrillOptions:
             segments_root=self.segments_root,
             timeout_s=120.0 + 3 * steps * PACE_S + PROTECTED_S * len(faults),
             model=Model(layers=2, width=64),
+            pace_s=PACE_S,
         )
 
 
@@ -87,8 +91,8 @@ def run_drill(options: DrillOptions, console: Console) -> int:
         while not number or time.monotonic() < deadline:
             rng = Random(f"{options.campaign.seed}/{number}")
             faults = options.campaign.faults if not number else ()
-            job = DrillJob(demo, layout, options.campaign.seed)
-            stage = DrillStage(console, job)
+            job = DrillJob(demo, layout)
+            stage = LinkedStage(console, job)
             try:
                 stage.cluster.start_store()
                 reference = reference or uninterrupted(demo, stage)
@@ -121,20 +125,8 @@ def run_drill(options: DrillOptions, console: Console) -> int:
     return 0 if kept else 1
 
 
-class DrillStage(Stage):
-    """A stage that leads the links to daemons that have started again."""
-
-    cluster: DrillJob
-
-    def poll(self) -> None:
-        seen = len(self.watch.events)
-        super().poll()
-        for event in self.watch.events[seen:]:
-            self.cluster.take_note(event)
-
-
 def perform_round(
-    stage: DrillStage, job: DrillJob, reference: Sequence[Event], faults: Sequence[Fault], rng: Random
+    stage: LinkedStage, job: DrillJob, reference: Sequence[Event], faults: Sequence[Fault], rng: Random
 ) -> dict[str, Any]:
     """One training with these faults, each after the job has recovered from the one before."""
     demo = job.options
@@ -159,7 +151,7 @@ def perform_round(
     }
 
 
-def perform(stage: DrillStage, strikes: Strikes, fault: Fault) -> Outcome:
+def perform(stage: LinkedStage, strikes: Strikes, fault: Fault) -> Outcome:
     """Strike one fault, and wait until the job trains and is protected again."""
     demo = stage.cluster.options
     promised = promise(fault, demo.nodes, demo.parity)

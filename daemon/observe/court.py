@@ -13,6 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from ckptd.ckpt.errors import PeerError, UsageError
@@ -25,7 +26,7 @@ from ckptd.daemon.watch.judge import Judge
 from ckptd.daemon.watch.layout import Layout
 from ckptd.daemon.watch.observations import Exchange, NodeReport, Process, Table, read_digests, read_samples
 from ckptd.daemon.watch.policy import NOWHERE
-from ckptd.daemon.watch.verdicts import STANDS, Syndrome, Verdict
+from ckptd.daemon.watch.verdicts import STANDS, Confidence, Syndrome, Verdict
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +70,8 @@ class Court:
         self._wanted_probes: dict[int, list[int]] = {}
         self._wanted_stacks: dict[int, list[int]] = {}
         self._remarks: set[str] = set()
+        self._sick: dict[int, tuple[str, float]] = {}
+        """What a node's checker says against it, and when that was heard."""
 
     def hear(self, seen: Sighting, now: float | None = None) -> Answer:
         """Take a sighting, whoever is the collector; returns what to answer. `now`: of `steady`."""
@@ -121,6 +124,7 @@ class Court:
                 self._close(key, {"t": at, "event": "closed", "reason": "another node is the collector from here on"})
             if self._judge is not None:
                 self._newest, self._digests, self._judge = {}, {}, None
+                self._sick = {}
                 self._gone, self._groups = set(), {}
 
     def sit(self, now: float | None = None, scene: Scene | None = None) -> list[Verdict]:
@@ -136,7 +140,7 @@ class Court:
             self._bailiff.begins(judge.fleet.epoch, scene)
             verdicts = self._bailiff.lost(judge.fleet.layout.node_of.tolist(), judge.fleet.epoch, scene, at)
             judge.fleet.over_at = self._bailiff.over_since(judge.fleet.epoch, scene)
-            verdicts = self._believed(verdicts or judge.judge(at))
+            verdicts = [*self._believed(verdicts or judge.judge(at)), *self._unhealthy(judge.fleet.epoch, at)]
             self._wanted_probes = {}
             for receiver, sender in judge.probes:
                 self._wanted_probes.setdefault(receiver, []).append(sender)
@@ -176,7 +180,8 @@ class Court:
         epoch, made = case.verdict.epoch, self._decided(case.verdict.epoch)
         origin = made.step if made and made.source != "none" else NOWHERE
         stood = self._steps(epoch, case.verdict.ranks)[1]
-        facts = facts_of(scene, max(case.reached, stood), where, origin=origin, stood=stood)
+        sick = {node: why for node, (why, _) in self._sick.items()}
+        facts = replace(facts_of(scene, max(case.reached, stood), where, origin=origin, stood=stood), sick=sick)
         action = self._bailiff.take(case.number, case.verdict, facts, scene, now)
         before, case.action = case.action, action
         if before is None or (before.decision.act, before.done) != (action.decision.act, action.done):
@@ -210,6 +215,14 @@ class Court:
         rows = table[(table["epoch"] == verdict.epoch) & (table["process"] != Process.GONE)]
         return any(not verdict.ranks or int(rank) in verdict.ranks for rank in rows["rank"])
 
+    def _unhealthy(self, epoch: int, now: float) -> list[Verdict]:
+        """What the nodes' health checkers say against them, of nodes that still speak."""
+        sick = {node: why for node, (why, at) in sorted(self._sick.items()) if now - at < QUIET_S}
+        if not sick:
+            return []
+        reason = "; ".join(f"node {node}: {why}" for node, why in sick.items())
+        return [Verdict(Syndrome.NODE_UNHEALTHY, reason, nodes=tuple(sick), confidence=Confidence.CERTAIN, epoch=epoch)]
+
     # ---- what has come ----------------------------------------------------------------------------
 
     def _take(self) -> list[NodeReport]:
@@ -230,6 +243,9 @@ class Court:
         exchange = Exchange(stamps.answered, stamps.heard, stamps.sent, back) if stamps else None
         before = self._newest.get(seen.node)
         self._newest[seen.node], self._digests[seen.node] = seen, digests
+        self._sick.pop(seen.node, None)
+        if seen.sick:
+            self._sick[seen.node] = (seen.sick, back)
         for rank, text in seen.stacks:
             self._explained(rank, text, back)
         if before is not None and before.boot != seen.boot:

@@ -32,6 +32,8 @@ class Finding:
     """Whether there is anything to look at on this node."""
     wrong: tuple[str, ...] = ()
     """What is wrong, since the last look, in words."""
+    sick: str = ""
+    """Why this node should not be used, by somebody who is to know; '' if nobody says so. The judge hears it."""
 
 
 class Probe(Protocol):
@@ -130,7 +132,7 @@ class Plugins:
     def __init__(self, probes: Iterable[Probe]) -> None:
         self._probes = list(probes)
         self._lock = threading.Lock()
-        self._found: dict[str, tuple[str, ...]] = {}
+        self._found: dict[str, Finding] = {}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="plugins", daemon=True)
         self._thread.start()
@@ -138,9 +140,14 @@ class Plugins:
     def findings(self) -> list[str]:
         """What was wrong at the last look."""
         with self._lock:
-            return [f"{name}: {text}"[:FINDING_CHARS] for name, texts in self._found.items() for text in texts][
-                :FINDINGS_MAX
-            ]
+            said = [f"{name}: {text}"[:FINDING_CHARS] for name, found in self._found.items() for text in found.wrong]
+        return said[:FINDINGS_MAX]
+
+    def sick(self) -> str:
+        """Why this node should not be used, by the last look; '' if nobody says so."""
+        with self._lock:
+            said = [f"{name}: {found.sick}" for name, found in self._found.items() if found.sick]
+        return "; ".join(said)[:FINDING_CHARS]
 
     def close(self) -> None:
         self._stop.set()
@@ -163,7 +170,7 @@ class Plugins:
             log.info("probe %s: not here", probe.name)
             self._probes.remove(probe)
         with self._lock:
-            self._found[probe.name] = found.wrong
+            self._found[probe.name] = found
 
 
 def installed() -> list[Probe]:

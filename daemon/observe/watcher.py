@@ -232,6 +232,7 @@ class Watcher:
             decided=self._decided,
             stacks=tuple((rank, self._eyes[rank].explain()) for rank in explain if rank in self._eyes),
             remarks=self._remarks(eyes),
+            sick=self._plugins.sick()[:REMARK_CHARS],
         )
         if self._here.collector == self._config.node:
             self.answered(self._config.node, self._court.hear(seen))

@@ -172,7 +172,7 @@ class Delays:
 
 
 def slow_links(cells: Cells, nodes: int, limits: Limits) -> list[Verdict]:
-    """Hot rows, hot columns, and the hot cells that these do not explain.
+    """Hot rows, hot columns, and the hot cells that these do not explain; both directions of a link make one verdict.
 
     Links are measured at different rates, so a side that has become slow shows in some of its cells before it shows in most.
     Therefore a cell is hot only by what it costs more than the others of its row and of its column do lately.
@@ -185,22 +185,25 @@ def slow_links(cells: Cells, nodes: int, limits: Limits) -> list[Verdict]:
     found = [_line(int(node), rows, columns) for node in np.flatnonzero((rows > 0) | (columns > 0))]
     both = (rows[receivers] > 0) & (columns[senders] > 0)
     lately = np.log(cells.lately) - rows[receivers] - columns[senders]
-    for cell in np.flatnonzero((left > hot) & ~both):
-        others = [_median_of_others(line, lately, int(cell)) for line in (receivers, senders)]
-        if left[cell] - max(0.0, *others) <= hot:
-            continue
-        receiver, sender = int(receivers[cell]), int(senders[cell])
-        found.append(
-            Verdict(
-                Syndrome.COMMUNICATION_SLOW,
-                f"what goes from node {sender} to node {receiver} {_times(float(np.exp(left[cell])))}; "
-                "the other links of both are well",
-                nodes=tuple(sorted((receiver, sender))),
-                links=((receiver, sender),),
-                evidence=(("times", float(cells.ratio[cell])),),
-            )
-        )
+    wires: dict[tuple[int, int], list[int]] = {}
+    for cell in map(int, np.flatnonzero((left > hot) & ~both)):
+        others = [_median_of_others(line, lately, cell) for line in (receivers, senders)]
+        if left[cell] - max(0.0, *others) > hot:
+            ends = sorted((int(receivers[cell]), int(senders[cell])))
+            wires.setdefault((ends[0], ends[1]), []).append(cell)
+    for nodes_of, dear in wires.items():
+        links = tuple((int(receivers[cell]), int(senders[cell])) for cell in dear)
+        reason = _link(links, float(np.exp(left[dear].max())))
+        evidence = (("times", float(cells.ratio[dear].max())),)
+        found.append(Verdict(Syndrome.COMMUNICATION_SLOW, reason, nodes=nodes_of, links=links, evidence=evidence))
     return found
+
+
+def _link(links: tuple[tuple[int, int], ...], times: float) -> str:
+    """One link, in one direction or in both."""
+    receiver, sender = links[0]
+    way = f"from node {sender} to node {receiver}" if len(links) == 1 else f"between nodes {receiver} and {sender}"
+    return f"what goes {way} {_times(times)}; the other links of both are well"
 
 
 def _line(node: int, rows: Floats, columns: Floats) -> Verdict:

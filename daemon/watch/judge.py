@@ -102,7 +102,7 @@ class Judge:
         self._used: tuple[Pairs, ...] = ()
         self._turns, self._turn_at = 0, -np.inf
         self._links: list[Verdict] = []
-        self._hot: set[Pairs] = set()
+        self._hot: set[tuple[int, int]] = set()
         """Links that were hot when last looked at: a slow side shows in its first link before it shows in all."""
         self._links_at = -np.inf
         self._closer: Pairs = ()
@@ -137,8 +137,8 @@ class Judge:
         if now - self._links_at >= LINKS_EVERY_S:
             cells = self._delays.cells(now)
             found, self._closer = slow_links(cells, self.fleet.layout.nodes, self.limits), cells.suspects()
-            hot = {verdict.links for verdict in found}
-            self._links = [verdict for verdict in found if not verdict.links or verdict.links in self._hot]
+            hot = {link for verdict in found for link in verdict.links}
+            self._links = [verdict for verdict in found if not verdict.links or self._hot.intersection(verdict.links)]
             self._hot, self._links_at = hot, now
         if not self._links:
             pace = self._slow.pace

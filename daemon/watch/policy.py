@@ -9,7 +9,7 @@ requeue.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from math import inf
@@ -50,6 +50,8 @@ class Facts:
     """The step that this life was restored from; NOWHERE: from none, or that is not known."""
     stood: int = 0
     """The newest finished step of the suspects: the others may have been one further."""
+    sick: Mapping[int, str] = field(default_factory=dict)
+    """By node: why it should not be used, as its health checker says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +140,8 @@ class Policy:
             )
         if verdict.syndrome is Syndrome.NOBODY:
             return Decision(Act.WARN, f"nobody's fault, so nobody is exchanged: {verdict.reason}")
+        if verdict.syndrome is Syndrome.NODE_UNHEALTHY:
+            return Decision(Act.WARN, f"the job goes on; at the next fault of it the node stays out: {verdict.reason}")
         if verdict.syndrome not in STANDS:
             return self._weigh(verdict, facts, now)
         return self._restart(verdict, facts, now)
@@ -197,8 +201,13 @@ class Policy:
             )
             return Decision(Act.GIVE_UP, reason, exit_code=EXIT_NO_PROGRESS)
         retreat = None if gone else self._retreat(verdict, facts)
+        sick = [node for node in verdict.nodes if node in facts.sick]
         for node in verdict.nodes:
-            self._add_blame(node, now, 2.0 if gone else 1.0 / len(verdict.nodes))
+            weight = self.costs.isolate_at if node in sick else 1.0 / len(verdict.nodes)
+            self._add_blame(node, now, 2.0 if gone else weight)
+        if sick:  # who is suspected and sick has done it: it need not do it twice
+            said = "; ".join(f"the checker of node {node} says: {facts.sick[node]}" for node in sick)
+            verdict = replace(verdict, reason=f"{verdict.reason}; {said}")
         guilty = tuple(node for node in verdict.nodes if self.blame(node, now) >= self.costs.isolate_at)
         if not guilty:
             return self._restarting(verdict.epoch, verdict.reason, retreat)

@@ -16,6 +16,8 @@ class Syndrome(Enum):
     NON_COMMUNICATION_HANG = "non-communication hang"
     COMMUNICATION_SLOW = "communication slow"
     NON_COMMUNICATION_SLOW = "non-communication slow"
+    NODE_UNHEALTHY = "node unhealthy"
+    """The site's own checker says so."""
     NOBODY = "nobody's fault"
 
 

@@ -48,7 +48,7 @@ def test_every_field_reaches_the_configuration(monkeypatch: pytest.MonkeyPatch, 
         "SECRET_FILE": "secret", "NICE": "3", "KEEP_LAST": "4", "KEEP_EVERY": "100", "KEEP_FOR": "7d", "DOMAIN": "rack-7",
         "DOMAIN_LABEL": "rack", "SCRUB_EVERY_S": "60", "LEAVE_AFTER_S": "30",
         "BANDWIDTH_BYTES_S": "5000000", "CPU_SHARE": "0.5", "STUCK_AFTER_S": "90",
-        "TLS_DIR": "certs", "ACT": "advise",
+        "TLS_DIR": "certs", "ACT": "advise", "HEALTH_SOCKET": "nhc.sock",
     }  # fmt: skip
     assert {name.lower() for name in values} == set(settings.Settings.model_fields)
     for name, value in values.items():
@@ -60,7 +60,7 @@ def test_every_field_reaches_the_configuration(monkeypatch: pytest.MonkeyPatch, 
     assert (config.persist_every, config.slots, config.memory_bytes, config.nice) == (5, 2, 1000, 3)
     assert (config.keep_last, config.keep_every, config.stuck_after_s) == (4, 100, 90.0)
     assert config.keep_for_s == 7 * 86400.0
-    assert (config.domain, config.act) == ("rack-7", "advise")
+    assert (config.domain, config.act, config.health_socket) == ("rack-7", "advise", tmp_path / "nhc.sock")
     assert (config.scrub_every_s, config.timing.leave_after_s) == (60.0, 30.0)
     assert (config.bandwidth_bytes_s, config.cpu_share) == (5_000_000, 0.5)
     assert config.secret == b"ab" * 16

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -59,7 +61,7 @@ def trainer(folder: Path, fault: str) -> Iterator[Trainer]:
         process.wait()
 
 
-@pytest.mark.parametrize("fault", ["hang", "gil"])
+@pytest.mark.parametrize("fault", ["hang", "gil", "loader", "stop"])
 def test_a_trainer_that_hangs_stands_still_and_lives(tmp_path: Path, fault: str) -> None:
     with trainer(tmp_path, fault) as made:
         made.process.send_signal(signal.SIGUSR1)
@@ -75,3 +77,49 @@ def test_a_slow_trainer_goes_on_beside_a_thread_that_computes(tmp_path: Path) ->
         until(lambda: made.computed_s() > before + 0.5, "half a second of computing", 10.0)
         until(lambda: len(made.lines()) > lines, "another step", 10.0)
         assert made.process.poll() is None
+
+
+ECHO = """
+import socket, sys
+wire = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
+while data := wire.recv(100):
+    wire.sendall(data)
+"""
+
+
+def is_silent(wire: socket.socket) -> bool:
+    """Whether no echo comes."""
+    wire.sendall(b"c")
+    try:
+        wire.recv(1)
+    except TimeoutError:
+        return True
+    return False
+
+
+def test_at_the_signal_the_connections_that_are_listed_go_bad(tmp_path: Path) -> None:
+    """And no others."""
+    (tmp_path / "echo.py").write_text(ECHO)
+    listed = tmp_path / "spoiled.json"
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        command = [sys.executable, "-m", "ckptd.daemon.demo.faulty", f"cut-link={listed}", "echo", str(port)]
+        process = subprocess.Popen(command, cwd=tmp_path)
+        try:
+            server.settimeout(30.0)
+            wire, peer = server.accept()
+            with wire:
+                wire.settimeout(10.0)
+                wire.sendall(b"a")
+                assert wire.recv(1) == b"a"
+                listed.write_text(json.dumps([[peer[1], port + 1]]))  # somebody else's
+                process.send_signal(signal.SIGUSR1)
+                wire.sendall(b"b")
+                assert wire.recv(1) == b"b"
+                listed.write_text(json.dumps([[peer[1], port]]))
+                process.send_signal(signal.SIGUSR1)
+                wire.settimeout(0.5)
+                until(lambda: is_silent(wire), "it is cut")
+        finally:
+            process.kill()
+            process.wait()

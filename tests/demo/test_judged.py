@@ -85,3 +85,21 @@ def test_the_running_account_tells_what_is_judged_and_done() -> None:
         "decided: restart in place (the agents are asked)", "the agents were asked to restart", "the culprit has ended",
     ]  # fmt: skip
     assert describe_entry(entry(1, 1.0, "resumed")) is None
+
+
+@pytest.mark.parametrize(
+    ("named", "links", "right"),
+    [
+        ("communication slow", [[2, 1], [1, 2]], True),
+        ("communication slow", [[1, 2]], True),
+        ("communication slow", [[1, 2], [0, 1]], False),
+        ("communication slow", [], False),
+        ("communication hang", [[1, 2]], False),
+    ],
+)
+def test_a_link_is_right_in_either_direction_and_alone(named: str, links: list[list[int]], right: bool) -> None:
+    said = verdict(named) | {"suspects": {"ranks": [], "nodes": [1, 2], "links": links}}
+    found = judged(Injected("slow-link", (), (), (1, 2)), record(1, 106.0, said), T_FAULT)
+    assert found.right is right
+    assert found.as_json(T_FAULT)["injected"] == {"fault": "slow-link", "ranks": [], "nodes": [], "link": [1, 2]}
+    assert str(found.injected) == "slow-link: the link between nodes 1 and 2"

@@ -31,7 +31,15 @@ def test_a_rank_on_a_lost_node_dies_with_its_node() -> None:
     assert (options.lost, options.killed) == ((1,), (0,))
 
 
-@pytest.mark.parametrize("fault", ["kill-rank", "hang", "gil", "slow-rank"])
+@pytest.mark.parametrize("fault", ["slow-link", "lossy-link", "cut-link"])
+def test_a_link_that_ckptd_is_to_notice_is_that_of_nodes_1_and_2_or_another_one(fault: str) -> None:
+    options = DemoOptions(fault=fault)
+    assert (options.link, options.lost, options.killed) == ((1, 2), (), ())
+    assert DemoOptions(fault=fault, lose_nodes=(0, 3)).link == (0, 3)
+    assert DemoOptions(fault="hang").link == ()
+
+
+@pytest.mark.parametrize("fault", ["kill-rank", "hang", "gil", "loader", "stop", "slow-rank"])
 def test_a_fault_that_ckptd_is_to_notice_befalls_rank_1_or_whom_it_is_said_to(fault: str) -> None:
     assert (DemoOptions(fault=fault).lost, DemoOptions(fault=fault).killed) == ((), (1,))
     assert DemoOptions(fault=fault, kill_ranks=(0, 2)).killed == (0, 2)
@@ -63,6 +71,11 @@ def test_a_node_that_ckptd_is_to_miss_is_node_1_or_another_one() -> None:
         ({"fault": "kill-node", "lose_nodes": (0,)}, "not node 0"),
         ({"fault": "kill-node", "kill_ranks": (1,)}, "takes --lose-nodes"),
         ({"fault": "gil", "kill_ranks": (4,)}, "--kill-ranks 4"),
+        ({"fault": "slow-link", "nodes": 2}, "take 3 or more"),
+        ({"fault": "slow-link", "lose_nodes": (1,)}, "as in --lose-nodes 1,2"),
+        ({"fault": "slow-link", "lose_nodes": (1, 1)}, "the same one twice"),
+        ({"fault": "slow-link", "lose_nodes": (1, 4)}, "--lose-nodes 4"),
+        ({"fault": "slow-link", "kill_ranks": (1,)}, "befalls a link"),
         ({"timeout_s": 0.0}, "timeout_s 0.0"),
     ],
 )

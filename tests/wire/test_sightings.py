@@ -16,6 +16,7 @@ from ckptd.ckpt.wire.translate import letter_in, letter_out
 WHOLE = Sighting(
     node=1, boot="b", epoch=2, world=8, at=1.5, digests=b"d" * 10, samples=b"s", groups=(Group(7, ((0, 2, 4),)),),
     stamps=Stamps(1.0, 2.0, 3.0), decided=Decided(2, 40, "parity"), stacks=((3, "in f"),), remarks=("blind",),
+    sick="ECC",
 )  # fmt: skip
 
 
@@ -45,7 +46,7 @@ def test_a_node_of_eight_ranks_says_it_in_4_kb() -> None:
     "wrong",
     [
         {"digests": b"x" * (DIGESTS_MAX + 1)}, {"samples": b"x" * 9999}, {"boot": ""}, {"at": math.nan}, {"at": -1.0},
-        {"node": 2}, {"world": 1 << 30}, {"remarks": ["x"] * 99}, {"remarks": ["x" * 999]},
+        {"node": 2}, {"world": 1 << 30}, {"remarks": ["x"] * 99}, {"remarks": ["x" * 999]}, {"sick": "x" * 999},
         {"stacks": [pb.Stack(rank=1, text="x" * 9999)]}, {"stacks": [pb.Stack()] * 99},
         {"stamps": pb.Stamps(sent=math.inf)}, {"decided": pb.Decided(epoch=1, step=1, source="the moon")},
         {"groups": [pb.WatchedGroup(runs=[pb.Run(first=0, stride=1, count=9)])]},
@@ -53,7 +54,7 @@ def test_a_node_of_eight_ranks_says_it_in_4_kb() -> None:
         {"groups": [pb.WatchedGroup(runs=[pb.Run(first=0, stride=1, count=1 << 31)])]},
         {"groups": [pb.WatchedGroup(runs=[pb.Run(count=1, stride=1)] * 99)]}, {"groups": [pb.WatchedGroup()] * 999},
     ],
-    ids=range(18),
+    ids=range(19),
 )  # fmt: skip
 def test_a_sighting_that_no_daemon_would_send_is_refused(wrong: dict[str, Any]) -> None:
     """Too much of anything, numbers that can't be, and nodes that are not of the job."""

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ckptd.daemon.drill.links import Links, address_of
+from ckptd.daemon.demo.links import Links, address_of
 
 LIMIT_S = 10.0
 
@@ -110,3 +110,16 @@ def test_a_slow_link_takes_its_time(links: Links, echo: int) -> None:
         links.set(0, 1, "slow")
         threading.Thread(target=connection.sendall, args=(sent,)).start()
         assert receive(connection, len(sent)) == sent
+
+
+@pytest.mark.slow
+def test_a_lossy_link_loses_until_it_is_mended_and_everything_arrives(links: Links, echo: int) -> None:
+    """Also over connections that are made meanwhile."""
+    sent = os.urandom(4_000_000)
+    before = connect(links, echo)
+    links.set(0, 1, "lossy")
+    for connection in (before, connect(links, echo)):  # the echo is of one after the other
+        with connection:
+            threading.Thread(target=connection.sendall, args=(sent,)).start()
+            assert receive(connection, len(sent)) == sent
+    links.set(0, 1, None)

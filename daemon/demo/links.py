@@ -1,7 +1,8 @@
 """Links between daemons that can be cut, slowed down or corrupted: a TCP proxy for each ordered pair of nodes.
 
 Daemon A reaches daemon B at an address of their own, 127.1.A.B, so that who talks to whom is known without a look
-into what they say. Cut means what it means on a network: connections stay, nothing arrives until the link is back.
+into what they say. Cut means what it means on a network: connections stay, nothing arrives until the link is back. Delay
+is imitated by holding bytes back; loss is real, see `wires`.
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from random import Random
-from typing import Any
+from typing import Any, Literal
 
-from ckptd.daemon.drill.faults import How
+from ckptd.daemon.demo import wires
+
+How = Literal["cut", "slow", "corrupt", "lossy"]
 
 CHUNK = 64 * 1024
 SLOW_S = 0.02
@@ -37,6 +40,7 @@ class Links:
         self._rng = Random(seed)
         self._servers: dict[tuple[int, int, int], asyncio.Server] = {}
         self._pumps: set[asyncio.Task[None]] = set()
+        self._wires: dict[frozenset[int], set[wires.Wire]] = {}
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="links", daemon=True)
         self._thread.start()
@@ -46,12 +50,11 @@ class Links:
         self._call(self._open(reader, node, port, host))
 
     def set(self, a: int, b: int, how: How | None) -> None:
-        """What becomes of what `a` and `b` send each other from now on; None: it arrives."""
-        ends = frozenset((a, b))
-        if how is None:
-            self._how.pop(ends, None)
-        else:
-            self._how[ends] = how
+        """What becomes of what `a` and `b` send each other from now on; None: it arrives.
+
+        Raises OSError where the kernel can't lose what a lossy link should.
+        """
+        self._call(self._set(frozenset((a, b)), how))
 
     def close(self) -> None:
         """End all connections, and the thread."""
@@ -63,6 +66,16 @@ class Links:
 
     def _call(self, what: Coroutine[Any, Any, None]) -> None:
         asyncio.run_coroutine_threadsafe(what, self._loop).result(CALL_S)
+
+    async def _set(self, ends: frozenset[int], how: How | None) -> None:
+        before = self._how.pop(ends, None)
+        if how is not None:
+            self._how[ends] = how
+        if "lossy" in (before, how):
+            for wire in [
+                wire for wire in self._wires.get(ends, ()) if wire.fileno() >= 0
+            ]:  # the others have just ended
+                wires.spoil(wire, "lossy" if how == "lossy" else None)
 
     async def _open(self, reader: int, node: int, port: int, host: str) -> None:
         if (reader, node, port) in self._servers:
@@ -90,8 +103,9 @@ class Links:
             there, back = await asyncio.open_connection(host, port, limit=CHUNK)
             forth = asyncio.create_task(self._pump(ends, source, back))
             try:
-                await self._pump(ends, there, sink)
-                await forth
+                with self._known(ends, sink, back):
+                    await self._pump(ends, there, sink)
+                    await forth
             finally:
                 forth.cancel()
                 back.close()
@@ -99,6 +113,19 @@ class Links:
             pass  # nobody listens there: our end is closed, as theirs is
         finally:
             sink.close()
+
+    @contextlib.contextmanager
+    def _known(self, ends: frozenset[int], *writers: asyncio.StreamWriter) -> Iterator[None]:
+        """While a connection lasts it gets what becomes of its link."""
+        made = {writer.get_extra_info("socket") for writer in writers}
+        self._wires.setdefault(ends, set()).update(made)
+        try:
+            if self._how.get(ends) == "lossy":
+                for wire in made:
+                    wires.spoil(wire, "lossy")
+            yield
+        finally:
+            self._wires[ends] -= made
 
     async def _held(self, ends: frozenset[int]) -> None:
         while self._how.get(ends) == "cut":
