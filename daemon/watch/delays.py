@@ -226,11 +226,10 @@ def _relative(cost: Floats, usual: Floats) -> Floats:
 
 
 def _median_of_others(line: Ints, value: Floats, cell: int) -> float:
-    """The median, the lower one of two, of the other cells of a cell's line; 0 if there are none."""
+    """The median of the other cells of a cell's line; 0 if there are none."""
     others = line == line[cell]
     others[cell] = False
-    values = np.sort(value[others])
-    return float(values[(len(values) - 1) // 2]) if len(values) else 0.0
+    return _median(value[others]) if others.any() else 0.0
 
 
 def _times(times: float) -> str:
@@ -251,24 +250,20 @@ def _polish(
         for side, line in enumerate(lines):
             cells = np.bincount(line, minlength=nodes)
             warm = np.bincount(line, weights=left > hot / 2, minlength=nodes)
-            middle = _medians(line, left, nodes)
             share = warm / np.maximum(cells, 1)
-            able = (cells >= 2) & (share > limits.hot_share) & (middle > LINE_SHARE * hot) & (effects[side] == 0)
+            able = (cells >= 2) & (share > limits.hot_share) & (effects[side] == 0)
             for node in map(int, np.flatnonzero(able)):
-                best = max(best or (0.0, 0.0, 0, 0), (float(share[node]), float(cells[node]), side, node))
+                if _median(left[line == node]) > LINE_SHARE * hot:
+                    best = max(best or (0.0, 0.0, 0, 0), (float(share[node]), float(cells[node]), side, node))
         if best is None:
             break
         _, _, side, node = best
-        effect = float(_medians(lines[side], left, nodes)[node])
+        effect = _median(left[lines[side] == node])
         effects[side][node] = effect
         left[lines[side] == node] -= effect
     return effects[0], effects[1], left
 
 
-def _medians(line: Ints, value: Floats, nodes: int) -> Floats:
-    """The median of the values of each line; the lower one of two, so that one fault in two cells is not the line's."""
-    order = np.lexsort((value, line))
-    counts = np.bincount(line, minlength=nodes)
-    starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
-    middle = starts + np.maximum(counts - 1, 0) // 2
-    return np.where(counts > 0, value[order][np.minimum(middle, len(value) - 1)], 0.0)
+def _median(values: Floats) -> float:
+    """The lower one of two, so that one fault in two cells is not the line's."""
+    return float(np.sort(values)[(len(values) - 1) // 2])

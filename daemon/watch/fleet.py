@@ -7,7 +7,7 @@ per rank.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -78,9 +78,7 @@ class Fleet:
             self.node_read[report.node] = now - UNKNOWN_AGE_S if known is None else min(now, known[0] - known[1])
         digests, source = joined([(report.node, report.digests) for report in taken], DIGEST)
         self._take(digests, source, now)
-        if (digests["process"] == Process.GONE).any():
-            for report in taken:
-                self._bury(report, now, clocks)
+        self._bury(digests, source, {report.node: report.at for report in taken}, now, clocks)
         return taken
 
     def fresh(self, now: float) -> Flags:
@@ -216,15 +214,20 @@ class Fleet:
         self.completed[places] = groups["completed"][given]
         self.op[places] = groups["op"][given]
 
-    def _bury(self, report: NodeReport, now: float, clocks: Clocks) -> None:
-        """Note when the processes of a node died, on our clock."""
-        known = clocks.ours(report.node, report.at, now) if report.at is not None else None
-        when, doubt = known if known is not None else (now, UNKNOWN_AGE_S)
-        for row in report.digests[report.digests["process"] == Process.GONE]:
-            rank = int(row["rank"])
-            if rank < self.layout.world and self.rows["process"][rank] == Process.GONE and np.isinf(self.died[rank]):
-                self.died[rank] = min(now, when) - float(row["gone_s"])
-                self.doubt[rank] = doubt
+    def _bury(
+        self, digests: Table, source: Ints, read_at: Mapping[int, float | None], now: float, clocks: Clocks
+    ) -> None:
+        """Note when the processes that have ended since died, on our clock. `read_at`: when each node looked, on its own."""
+        ended = np.flatnonzero((digests["process"] == Process.GONE) & (digests["rank"] < self.layout.world))
+        ranks = digests["rank"][ended].astype(np.int64)
+        ended = ended[(self.rows["process"][ranks] == Process.GONE) & np.isinf(self.died[ranks])]
+        for place in ended.tolist():
+            node, rank = int(source[place]), int(digests["rank"][place])
+            at = read_at[node]
+            known = clocks.ours(node, at, now) if at is not None else None
+            when, doubt = known if known is not None else (now, UNKNOWN_AGE_S)
+            self.died[rank] = min(now, when) - float(digests["gone_s"][place])
+            self.doubt[rank] = doubt
 
 
 def _as_words(table: Table) -> npt.NDArray[np.uint64]:
