@@ -205,7 +205,7 @@ class Client:
         }
         self._attached: dict[str, Any] | None = None
         self._joined: int | None = None
-        self._opening = 0
+        self._openings: dict[Version, int] = {}
 
     def attach(self, *, rank: int, world: int, local_world: int) -> Attachment:
         fields = {"job": self._job, "rank": rank, "world": world, "local_world": local_world, "pid": os.getpid()}
@@ -239,15 +239,15 @@ class Client:
 
     def open(self, version: Version) -> list[Found]:
         reply = self._call("Open", 3600.0, version=_named(version))
-        self._opening = reply.opening
+        self._openings[version] = reply.opening
         return [Found(item.rank, Path(item.path), item.size, item.source) for item in reply.images]
 
     def bring(self, version: Version, stretches: Sequence[Stretch]) -> None:
         wanted = [pb.Stretch(rank=part.rank, first=part.first, last=part.last) for part in stretches]
-        self._call("Bring", 3600.0, version=_named(version), stretches=wanted, opening=self._opening)
+        self._call("Bring", 3600.0, version=_named(version), stretches=wanted, opening=self._openings.get(version, 0))
 
     def shut(self, version: Version) -> None:
-        self._call("Shut", version=_named(version), opening=self._opening)
+        self._call("Shut", version=_named(version), opening=self._openings.get(version, 0))
 
     def reserve(self, size: int, wait_s: float = 0.0) -> list[Path]:
         reply = self._call("Reserve", self._timeout_s + wait_s, rank=self._rank, size=size, wait_s=wait_s)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from ckptd.ckpt.model import Version
@@ -11,16 +12,21 @@ from ckptd.ckpt.model import Version
 T = TypeVar("T")
 
 
+@dataclass(slots=True)
+class _Gathered(Generic[T]):
+    found: T
+    users: int = 0
+
+
 class Gatherings(Generic[T]):
     """`bring` puts a version's images on this node, `let_go` removes them. May be used from several threads."""
 
-    def __init__(self, bring: Callable[[Version], T], let_go: Callable[[Version], None]) -> None:
-        self._bring, self._let_go = bring, let_go
+    def __init__(self, bring: Callable[[Version], T], let_go: Callable[[Version], None], at_once: int = 1) -> None:
+        """`at_once`: how many versions are kept; for one more the oldest goes."""
+        self._bring, self._let_go, self._at_once = bring, let_go, at_once
         self._lock = threading.Lock()
-        self._version: Version | None = None
         self._life = -1
-        self._found: T | None = None
-        self._users = 0
+        self._gathered: dict[Version, _Gathered[T]] = {}
 
     def gather(self, version: Version, life: int) -> T:
         """The version's images; brought by the first caller of a `life` (epoch) while the others wait for it.
@@ -28,32 +34,37 @@ class Gatherings(Generic[T]):
         What an earlier life found was verified then, and may have changed since. Raises what `bring` raises.
         """
         with self._lock:
-            if (self._version, self._life) != (version, life):
-                # An earlier restore whose ranks died before they let go must not fill the memory.
-                if self._version is not None:
-                    self._let_go(self._version)
-                self._version, self._found, self._users = None, None, 0
+            # An earlier restore whose ranks died before they let go must not fill the memory.
+            if life != self._life:
+                self._remove(*self._gathered)
+                self._life = life
+            if version not in self._gathered:
+                self._remove(*list(self._gathered)[: len(self._gathered) + 1 - self._at_once])
                 try:
-                    self._found = self._bring(version)
-                    self._version, self._life = version, life
+                    self._gathered[version] = _Gathered(self._bring(version))
                 finally:
-                    if self._version is None:
+                    if version not in self._gathered:
                         self._let_go(version)  # what was brought before it failed must not fill the memory either
-            self._users += 1
-            assert self._found is not None, "gathered, and nothing there"
-            return self._found
+            gathered = self._gathered[version]
+            gathered.users += 1
+            return gathered.found
 
     def here(self, version: Version) -> T | None:
-        """What some caller has gathered and not released; None where that is another version, or none."""
+        """What some caller has gathered and not released; None where it is not here."""
         with self._lock:
-            return self._found if self._version == version else None
+            gathered = self._gathered.get(version)
+            return gathered.found if gathered else None
 
     def release(self, version: Version) -> None:
         """One caller less; the last one's leaving removes the images. A version that is not here is ignored."""
         with self._lock:
-            if self._version != version:
-                return
-            self._users -= 1
-            if self._users <= 0:
-                self._let_go(version)
-                self._version, self._found = None, None
+            gathered = self._gathered.get(version)
+            if gathered is not None:
+                gathered.users -= 1
+                if gathered.users <= 0:
+                    self._remove(version)
+
+    def _remove(self, *versions: Version) -> None:
+        for version in versions:
+            del self._gathered[version]
+            self._let_go(version)

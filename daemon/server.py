@@ -76,7 +76,7 @@ class LocalServer:
         self._admission = Admission(config)
         self._reserving = Reserving(segments, config.slots)
         self._gatherings = Gatherings(self._gather, segments.restored.release)
-        self._opened = Gatherings(self._open, segments.opened.release)
+        self._opened = Gatherings(self._open, segments.opened.release, at_once=4)  # some load while others restore
         self.socket = config.run_dir / "ckptd.sock"
         self._server = grpc.server(ThreadPoolExecutor(32, "local"))
         handlers = {name: self._handler(name, *types) for name, types in METHODS.items()}

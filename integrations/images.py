@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 import torch
 
+from ckptd.ckpt.boxes import Box, stretches
 from ckptd.ckpt.client import Found, Stretch
 from ckptd.ckpt.errors import CorruptionError
 from ckptd.ckpt.image import PAGE, Entry, Header, data_start, parse
-from ckptd.ckpt.model import Version
+from ckptd.ckpt.model import PIECE, Version
 from ckptd.integrations.tensors import Mapping
 
 
@@ -33,6 +35,12 @@ class Opened:
         self.check()
         return content
 
+    def stretches(self, entry: Entry, part: Box, outer: Box) -> list[Stretch]:
+        """Where in the file `part` of an entry lies, whose elements are those of `outer`, which holds `part`."""
+        start, size = self.header.spans[entry.name][0], entry.itemsize
+        found = stretches(part, outer, PIECE // size)
+        return [Stretch(self.header.rank, start + first * size, start + last * size) for first, last in found]
+
     def check(self) -> None:
         """Raise CorruptionError when a later capture has begun to fill the file: what was read since then is of both."""
         if self.mapping.memory[:PAGE] != self.page:
@@ -48,6 +56,38 @@ Bring = Callable[[Sequence[Stretch]], None]
 
 def all_here(stretches: Sequence[Stretch]) -> None:
     """For files that have all of their bytes."""
+
+
+def bringing(found: Sequence[Found], ask: Bring) -> Bring:
+    """Ask for what was opened: nothing of the images that are here."""
+    away = {image.rank for image in found if image.source == "none"}
+
+    def bring(stretches: Sequence[Stretch]) -> None:
+        wanted = [stretch for stretch in stretches if stretch.rank in away]
+        if wanted:
+            ask(wanted)
+
+    return bring
+
+
+def fetch(images: Sequence[Opened], wanted: Iterable[Stretch], bring: Bring) -> None:
+    """Have these bytes brought, with one question for all of them, and their pages mapped. Raises CkptdError."""
+    found = joined(wanted)
+    bring(found)
+    for stretch in found:
+        images[stretch.rank].mapping.foresee(stretch.first, stretch.last)
+
+
+def joined(wanted: Iterable[Stretch]) -> list[Stretch]:
+    """In order, those as one that overlap or have less than a page between them."""
+    made: list[Stretch] = []
+    for stretch in sorted(wanted, key=attrgetter("rank", "first")):
+        last = made[-1] if made else None
+        if last and last.rank == stretch.rank and stretch.first < last.last + PAGE:
+            made[-1] = Stretch(last.rank, last.first, max(last.last, stretch.last))
+        else:
+            made.append(stretch)
+    return made
 
 
 def open_images(

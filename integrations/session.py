@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
 
-from ckptd.ckpt.client import Attachment, Channel, Decision, Found, Slot, Stretch
+from ckptd.ckpt.client import Attachment, Channel, Decision, Found, Slot
 from ckptd.ckpt.errors import CkptdError
 from ckptd.ckpt.model import Version
 from ckptd.integrations.capture import Capture, Slots, Worker
 from ckptd.integrations.copying import Copying, Load
-from ckptd.integrations.images import Bring
+from ckptd.integrations.images import Bring, bringing
 from ckptd.integrations.ranks import Ranks
 from ckptd.integrations.signals import Signals
 from ckptd.integrations.sources import Plan
@@ -87,14 +87,7 @@ class Session:
         What this node holds is here; of other images only what is read must be brought, and no node gets all of them.
         """
         found = self.call(lambda channel: channel.open(version)).result()
-        away = {image.rank for image in found if image.source == "none"}
-
-        def bring(stretches: Sequence[Stretch]) -> None:
-            wanted = [stretch for stretch in stretches if stretch.rank in away]
-            if wanted:
-                self.call(lambda channel: channel.bring(version, wanted)).result()
-
-        return found, bring
+        return found, bringing(found, lambda wanted: self.call(lambda channel: channel.bring(version, wanted)).result())
 
     def let_go(self, version: Version) -> Future[None]:
         """The images are no longer needed."""

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from operator import attrgetter
 
 import torch
 
-from ckptd.ckpt.boxes import Box, stretches, tile
-from ckptd.ckpt.client import Found, Stretch
+from ckptd.ckpt.boxes import Box, tile
+from ckptd.ckpt.client import Found
 from ckptd.ckpt.errors import CorruptionError
-from ckptd.ckpt.image import PAGE, Entry
-from ckptd.ckpt.model import PIECE, Version
-from ckptd.integrations.images import Bring, Opened, all_here, open_images
+from ckptd.ckpt.image import Entry
+from ckptd.ckpt.model import Version
+from ckptd.integrations.images import Bring, Opened, all_here, fetch, open_images
 from ckptd.integrations.shards import Part
 from ckptd.integrations.tensors import dtype_of
 
@@ -57,11 +56,11 @@ class Snapshot:
         new = set(wanted) - self._here
         if new:
             parts = ((entry, image, box) for name, box in new for entry, image in self._parts[name])
-            found = {stretch for entry, image, box in parts for stretch in _stretches(entry, image, box)}
-            joined = _joined(found)
-            self._bring(joined)
-            for stretch in joined:
-                self._images[stretch.rank].mapping.foresee(stretch.first, stretch.last)
+            met = ((entry, image, entry.box.meet(box)) for entry, image, box in parts)
+            found = (
+                stretch for entry, image, part in met if part for stretch in image.stretches(entry, part, entry.box)
+            )
+            fetch(self._images, found, self._bring)
             self._here |= new
 
     def read(self, name: str, into: torch.Tensor, wanted: Box) -> None:
@@ -125,29 +124,6 @@ class Snapshot:
             if any(not torch.equal(raw, raw.narrow(dim, 0, 1).expand_as(raw)) for dim in expanded):
                 return f"{name} (different elements in the snapshot, expanded from one here)"
         return None
-
-
-def _stretches(entry: Entry, image: Opened, wanted: Box) -> list[Stretch]:
-    """The bytes of an image that have what of `wanted` lies in one of its entries."""
-    common = entry.box.meet(wanted)
-    if common is None:
-        return []
-    start, size = image.header.spans[entry.name][0], entry.itemsize
-    rank = image.header.rank
-    found = stretches(common, entry.box, PIECE // size)
-    return [Stretch(rank, start + first * size, start + last * size) for first, last in found]
-
-
-def _joined(stretches: Iterable[Stretch]) -> list[Stretch]:
-    """In order, those as one that overlap or have less than a page between them."""
-    made: list[Stretch] = []
-    for stretch in sorted(stretches, key=attrgetter("rank", "first")):
-        last = made[-1] if made else None
-        if last and last.rank == stretch.rank and stretch.first < last.last + PAGE:
-            made[-1] = Stretch(last.rank, last.first, max(last.last, stretch.last))
-        else:
-            made.append(stretch)
-    return made
 
 
 def _expanded(tensor: torch.Tensor) -> list[int]:

@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from ckptd.ckpt.client import Channel, Client
+from ckptd.ckpt.client import Channel, Client, Stretch
 from ckptd.ckpt.errors import CkptdError, MemoryBudgetError, Unrecoverable, UsageError
 from ckptd.ckpt.image import Layout
 from ckptd.ckpt.model import Version
 from ckptd.ckpt.settings import read
 from ckptd.integrations import ranks, tensors
 from ckptd.integrations.dcp.names import Address
-from ckptd.integrations.images import Opened, open_images
+from ckptd.integrations.images import Bring, Opened, bringing, open_images
 
 LEVELS = ("captured", "sealed", "persisted")
 _HEARD_S = 3.0
@@ -159,6 +159,30 @@ class Life:
         """What can be restored now, the newest first."""
         with self._lock:
             return self._channel.restorable()
+
+    def open_parts(self, version: Version) -> tuple[list[Opened], Bring]:
+        """Every rank's image, mapped, and what brings the bytes that are read of it; then `shut`.
+
+        Raises Unrecoverable, CorruptionError.
+        """
+        with self._lock:
+            found = self._channel.open(version)
+
+        def ask(wanted: Sequence[Stretch]) -> None:
+            with self._lock:
+                self._channel.bring(version, wanted)
+
+        bring = bringing(found, ask)
+        try:
+            return open_images(found, version, self.job, len(found), bring), bring
+        except CkptdError:
+            self.shut(version)
+            raise
+
+    def shut(self, version: Version) -> None:
+        """Nothing more of it is brought; what is mapped stays."""
+        with self._lock:
+            self._channel.shut(version)
 
     def open(self, version: Version) -> list[Opened]:
         """Every rank's image on this node, mapped; lost ones are decoded. Raises Unrecoverable, CorruptionError.

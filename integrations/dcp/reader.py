@@ -1,6 +1,7 @@
-"""DCP's StorageReader over the images of a version: gathered on this node, lost ones decoded, then read by ranges.
+"""DCP's StorageReader over the images of a version: of those that are not on this node, what is read is brought.
 
-Whatever can be refused is refused while DCP plans: then all ranks raise, and none of them has written a byte.
+Whatever can be refused is refused while DCP plans, and all bytes are brought then: so all ranks raise, and none of them has
+written one.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch.distributed.checkpoint.storage import StorageReader as BaseReader
 from torch.futures import Future
 
 from ckptd.ckpt.boxes import Box, tile
-from ckptd.ckpt.client import Channel
+from ckptd.ckpt.client import Channel, Stretch
 from ckptd.ckpt.errors import CkptdError, CorruptionError, StateError, UsageError
 from ckptd.ckpt.model import Version
 from ckptd.ckpt.settings import read
@@ -24,7 +25,7 @@ from ckptd.integrations.dcp.life import Life, life_of
 from ckptd.integrations.dcp.metadata import DOCUMENT, Chunk, Place, Span, decode, objects_name
 from ckptd.integrations.dcp.names import CheckpointId, address_of, name_of
 from ckptd.integrations.files.images import files_of
-from ckptd.integrations.images import Opened
+from ckptd.integrations.images import Bring, Opened, all_here, fetch
 
 
 class StorageReader(BaseReader):
@@ -39,6 +40,7 @@ class StorageReader(BaseReader):
         self._address = address_of(checkpoint_id)
         self._version: Version | None = None
         self._images: list[Opened] = []
+        self._bring: Bring = all_here
         self._places: dict[MetadataIndex, Place] = {}
         self.failure: CkptdError | None = None
         """What kept the metadata from being read: DCP itself only logs it."""
@@ -54,13 +56,13 @@ class StorageReader(BaseReader):
         """Let go of the images. A load that ends well does so; else they stay on the node until it loads another step."""
         version, self._version, self._images = self._version, None, []
         if version is not None:
-            self._life().release(version)
+            self._life().shut(version)
 
     def _life(self) -> Life:
         return self._own or life_of(self._address.job)
 
     def read_metadata(self, *_: Any, **__: Any) -> Metadata:
-        """Gather the step's images on this node and read what is in them. A list of names and places; no tensors yet.
+        """Open the step's images and read what is in them. A list of names and places; no tensors yet.
 
         Raises Unrecoverable, CorruptionError, StateError for a step that DCP did not save.
         """
@@ -73,7 +75,7 @@ class StorageReader(BaseReader):
     def _read(self) -> Metadata:
         self.close()
         version = self._life().find(self._address)
-        self._images, self._version = self._life().open(version), version
+        (self._images, self._bring), self._version = self._life().open_parts(version), version
         if files_of(self._images) is not None:
             raise StateError(
                 f"{version} is files that were written to ckptd://; where torch.distributed.checkpoint wrote them, it loads "
@@ -88,6 +90,7 @@ class StorageReader(BaseReader):
         if len(documents) > 1:
             raise CorruptionError(f"{version}: {len(documents)} images have metadata, expected one; load another step")
         first, last = documents[0].header.spans[DOCUMENT]
+        self._bring([Stretch(documents[0].header.rank, first, last)])
         metadata = decode(documents[0].mapping.memory[first:last], self._images)
         metadata.storage_meta = StorageMeta(checkpoint_id=name_of(version))
         return metadata
@@ -98,9 +101,8 @@ class StorageReader(BaseReader):
         self._places = metadata.storage_data
 
     def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
-        """Raises StateError for an item that asks for what the checkpoint does not hold."""
-        for item in plan.items:
-            self._place(item)
+        """Have all bytes brought. Raises StateError for an item that the checkpoint does not hold, and CkptdError."""
+        self._fetch(plan)
         return replace(plan, storage_data=self._version)
 
     def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:
@@ -117,6 +119,7 @@ class StorageReader(BaseReader):
 
         Raises StateError when an element of a destination would stay as it was, before any of them is written.
         """
+        self._fetch(plan)  # all of it is here, unless DCP has kept the plan of an earlier load
         for item in plan.items:
             place = self._place(item)
             if isinstance(place, Span):
@@ -161,10 +164,24 @@ class StorageReader(BaseReader):
             )
         return place
 
+    def _fetch(self, plan: LoadPlan) -> None:
+        wanted: list[Stretch] = []
+        for item in plan.items:
+            place = self._place(item)
+            if isinstance(place, Span):
+                wanted.append(self._bytes(place))
+            else:
+                part, outer = Box(tuple(item.storage_offsets), tuple(item.lengths)), Box.whole(place.entry.local)
+                wanted += self._images[place.rank].stretches(place.entry, part, outer)
+        fetch(self._images, wanted, self._bring)
+
+    def _bytes(self, span: Span) -> Stretch:
+        start = self._images[span.rank].header.spans[objects_name(span.rank)][0]
+        return Stretch(span.rank, start + span.first, start + span.last)
+
     def _object(self, span: Span) -> bytes:
-        image = self._images[span.rank]
-        start = image.header.spans[objects_name(span.rank)][0]
-        return image.mapping.memory[start + span.first : start + span.last]
+        where = self._bytes(span)
+        return self._images[span.rank].mapping.memory[where.first : where.last]
 
     def _tensors(self, plan: LoadPlan) -> list[tuple[ReadItem, Chunk]]:
         places = [(item, self._place(item)) for item in plan.items]

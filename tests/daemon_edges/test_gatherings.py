@@ -67,6 +67,19 @@ def test_another_version_takes_the_place(shelf: Shelf) -> None:
     assert shelf.calls == ["bring 1", "let go 1", "bring 2"]
 
 
+def test_some_versions_are_kept_side_by_side(shelf: Shelf) -> None:
+    """Where several may be read at a time, the oldest makes way; a new life begins with none."""
+    both = Gatherings(shelf.bring, shelf.let_go, at_once=2)
+    for version in (V1, V2, V1):
+        both.gather(version, 1)
+    assert shelf.calls == ["bring 1", "bring 2"]
+    both.gather(Version(1, 3), 1)
+    assert shelf.calls[2:] == ["let go 1", "bring 3"]
+    assert (both.here(V1), both.here(V2)) == (None, [Found(0, Path("x"), 2, "peer")])
+    both.gather(V1, 2)
+    assert shelf.calls[4:] == ["let go 2", "let go 3", "bring 1"]
+
+
 def test_another_life_verifies_anew(shelf: Shelf) -> None:
     """The same version in a later life is brought and verified again: its slots may have changed since."""
     first = shelf.gatherings.gather(V1, 1)

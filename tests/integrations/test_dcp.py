@@ -315,14 +315,25 @@ def test_an_error_that_was_handled_is_gone(channel: FakeChannel) -> None:
     assert held[0]() is None
 
 
-def test_a_load_lets_go_of_what_was_gathered(channel: FakeChannel) -> None:
-    """Once for each gathering, also when nothing fits."""
+def test_only_what_is_read_is_brought(channel: FakeChannel) -> None:
+    """To a node that holds nothing of a step: what is in it, and the bytes of the tensors and objects that are asked for."""
+    save(channel, {"a": torch.ones(4), "b": torch.zeros(1 << 20), "note": "x"}, 1)
+    elsewhere = FakeChannel(channel.directory)
+    state = {"a": torch.zeros(4), "note": ""}
+    dcp_load(state, storage_reader=StorageReader(channel=elsewhere))
+    assert torch.equal(torch.as_tensor(state["a"]), torch.ones(4))
+    assert state["note"] == "x"
+    assert 0 < elsewhere.brought < 100_000
+
+
+def test_a_load_lets_go_of_what_was_opened(channel: FakeChannel) -> None:
+    """Once for each opening, also when nothing fits."""
     save(channel, {"a": torch.ones(4)}, 1)
     load(channel, {"a": torch.ones(4)})
     dcp_load({"a": torch.ones(4)}, storage_reader=StorageReader(channel=channel))
     with pytest.raises(StateError):
         load(channel, {"a": torch.ones(5)})
-    assert channel.calls.count("gather") == channel.calls.count("release") == 3
+    assert channel.calls.count("open") == channel.calls.count("shut") == 3
 
 
 def test_a_step_that_is_not_there_is_refused_with_what_is(
