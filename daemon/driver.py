@@ -137,10 +137,17 @@ class Driver:
                 item()
             else:
                 self._handle(item)
+        self._dismiss()
 
     def close(self) -> None:
         for pool in self._pools.values():
             pool.shutdown(wait=False, cancel_futures=True)
+        self._dismiss()
+        self._watch.close()
+        self._agents.close()
+
+    def _dismiss(self) -> None:
+        """Answer nobody any more: whoever waits learns it now."""
         self._closed = True
         for future in list(self._waiting.values()):
             if not future.done():
@@ -148,8 +155,6 @@ class Driver:
         for future in list(self._looking):
             if not future.done():
                 future.set_exception(DaemonUnavailable(_STOPPING))
-        self._watch.close()
-        self._agents.close()
 
     def _handle(self, event: ev.Event) -> None:
         if isinstance(event, ev.AttachAsked):
