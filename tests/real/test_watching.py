@@ -44,9 +44,9 @@ def test_a_hang_has_its_culprit(fault: str, said: str) -> None:
         incident = ranks.first_incident(START_S + HANG_S)
         assert incident["verdict"]["class"] == "non-communication hang"
         assert incident["verdict"]["suspects"]["ranks"] == [int(culprit)]
-        assert said in incident["verdict"]["reason"]
         assert times(incident) < HANG_S
         assert ranks.status()["suspicions"][0]["incident"] == incident["id"]
+        until(lambda: said in ranks.status()["suspicions"][0]["reason"], said, 10.0)  # what it does may be seen later
         if what == "sleep":
             until(lambda: "in misbehave" in ranks.shown(cluster.run_dir(0)), "the culprit's stack")
 
