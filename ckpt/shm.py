@@ -18,6 +18,7 @@ from ckptd.ckpt.errors import AccessError, CorruptionError, MemoryBudgetError
 _POPULATE_READ, _POPULATE_WRITE = 22, 23  # MADV_POPULATE_..., Linux 5.14; the mmap module has no name for them
 _STRIDE = 64 * 1024 * 1024
 """Touched at a time, so that a stop of the daemon need not wait for gigabytes."""
+_ZEROS = memoryview(bytes(256 * 1024))
 _libc = ctypes.CDLL(None)
 _HEADROOM = 4 * 1024 * 1024
 """Left free on the tmpfs for records and whatever else the machine keeps there."""
@@ -37,11 +38,17 @@ def private_dir(path: Path) -> Path:
 
 
 def make_file(path: Path, size: int) -> None:
-    """As `reserve_file`, and touch all of it."""
+    """As `reserve_file`, with zeros written to all of it: whoever maps it finds its pages ready.
+
+    The kernel clears a reserved page when it is first used. Writing takes a sixth less than to touch a mapping.
+    """
     reserve_file(path, size)
-    if size:
-        with map_file(path, size, write=True) as pages, memoryview(pages) as view:
-            touch(view)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        for start in range(0, size, len(_ZEROS)):
+            os.pwrite(descriptor, _ZEROS[: size - start], start)
+    finally:
+        os.close(descriptor)
 
 
 def reserve_file(path: Path, size: int) -> None:
