@@ -7,7 +7,6 @@ import logging
 import os
 import secrets
 import signal
-import threading
 from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
@@ -62,10 +61,10 @@ def serve(config: Config, *, clean_exit: bool = False) -> None:
     """
     check_budget(config.memory_bytes, limits(config.segment_dir))
     private_dir(config.run_dir)
-    stopping = threading.Event()
+    told: list[int] = []
 
-    def stop(_signal: int, _frame: FrameType | None) -> None:
-        stopping.set()
+    def stop(number: int, _frame: FrameType | None) -> None:
+        told.append(number)  # no Event: it has a lock, and a second signal may come while this one is handled
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
@@ -91,7 +90,7 @@ def serve(config: Config, *, clean_exit: bool = False) -> None:
             log.warning("a single node has no parity: its snapshots survive the trainer, not the node")
         if config.tls and (left := config.tls.days_left(datetime.now(timezone.utc))) < SOON_DAYS:
             log.warning("this node's certificate expires in %d days; make new ones with `ckptd certs` in time", left)
-        driver.run(stopping.is_set)
+        driver.run(lambda: bool(told))
 
 
 def _assemble(config: Config, segments: Segments, record: EventRecord, parts: contextlib.ExitStack) -> Driver:
