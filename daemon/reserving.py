@@ -31,10 +31,10 @@ class Reserving:
         MemoryBudgetError; later it is logged, and whoever asks for a slot learns of it.
         """
         with self._lock:
-            making = _Making(self._segments, rank, size, self._count, self._making.get(rank))
-            if not self._closed:
-                self._making[rank] = making
-                making.start()
+            if self._closed:
+                return []
+            making = self._making[rank] = _Making(self._segments, rank, size, self._count, self._making.get(rank))
+            making.start()
         if wait_s:
             making.join(wait_s)
             if making.problem is not None:
@@ -68,7 +68,7 @@ class _Making(threading.Thread):
         super().__init__(name=f"reserve-{rank}", daemon=True)
         self._segments, self._wanted, self._before = segments, (rank, size, count), before
         self.files: list[Path] = []
-        self.problem: CkptdError | None = None
+        self.problem: CkptdError | OSError | None = None
         self.stopped = False
 
     def run(self) -> None:
@@ -78,6 +78,6 @@ class _Making(threading.Thread):
             self._before = None
         try:
             self.files = self._segments.reserve(*self._wanted, going_on=lambda: not self.stopped)
-        except CkptdError as error:
+        except (CkptdError, OSError) as error:
             self.problem = error
             log.warning("rank %d: its slots could not all be made: %s", self._wanted[0], error)

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import os
+import queue
 import signal
 import threading
 import time
 from types import FrameType
+from typing import Literal
 
 from ckptd.ckpt.errors import UsageError
 
 GRACE_MAX_S = 3600.0
+ECHO_S = 1.0
+"""Another signal that comes so soon is the same word: schedulers tell a process and its group, and torchrun passes it on."""
 
 
 class Sigterm:
-    """Listens for the first SIGTERM. A second one, or the end of the grace time, lets the old handler have its way."""
+    """Listens for the first SIGTERM. A later one, or the end of the grace time, lets the old handler have its way."""
 
     def __init__(self, grace_s: float) -> None:
         """Replace the handler. Raises UsageError outside of the main thread, where Python allows no handlers."""
@@ -27,7 +31,9 @@ class Sigterm:
         self._grace_s = float(grace_s)
         self._came: float | None = None
         self._pid = os.getpid()
-        self._rung, self._over = threading.Event(), threading.Event()
+        self._is_overdue = False
+        # Not Events: a handler may interrupt itself, and would wait for their locks for ever. `put` is reentrant.
+        self._words: queue.SimpleQueue[Literal["told", "over"]] = queue.SimpleQueue()
         # Started now, not by the handler: that may have interrupted this very thread in the middle of starting one.
         threading.Thread(target=self._watch, name="ckptd-sigterm", daemon=True).start()
         self._before = signal.signal(signal.SIGTERM, self._on)
@@ -55,19 +61,25 @@ class Sigterm:
         if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == self._on:
             signal.signal(signal.SIGTERM, signal.SIG_DFL if self._before is None else self._before)
 
-        if os.getpid() == self._pid:  # after the handler, which sets the same events and could interrupt this
-            self._over.set()
-            self._rung.set()
+        if os.getpid() == self._pid:
+            self._words.put("over")
 
     def _on(self, _number: int, _frame: FrameType | None) -> None:
-        first, self._came = self._came is None, self._came or time.monotonic()
-        if first and os.getpid() == self._pid:
-            self._rung.set()
-        else:  # somebody insists, or a forked process inherited this handler and has no steps
-            self.finish()
+        now = time.monotonic()
+        first, self._came = self._came is None, self._came or now
+        if os.getpid() != self._pid or self._is_overdue or now - self._came > ECHO_S:
+            self.finish()  # somebody insists, or a forked process inherited this handler and has no steps
+        elif first:
+            self._words.put("told")
 
     def _watch(self) -> None:
         """A training that comes to no step must not outstay its time because of us."""
-        self._rung.wait()
-        if not self._over.wait(self._grace_s):
+        if self._words.get() == "over":
+            return
+        until = time.monotonic() + self._grace_s
+        try:
+            while self._words.get(timeout=max(0.0, until - time.monotonic())) != "over":
+                pass
+        except queue.Empty:
+            self._is_overdue = True
             os.kill(self._pid, signal.SIGTERM)

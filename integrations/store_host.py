@@ -19,8 +19,8 @@ import os
 import signal
 import socket
 import sys
-import threading
 from datetime import timedelta
+from types import FrameType
 
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # from torch's C++ half
 
@@ -65,21 +65,20 @@ def main(argv: list[str] | None = None) -> int:
         print(f"cannot listen on {options.host}:{options.port}: {error}; choose another address", file=sys.stderr)
         return 1
 
-    ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: ended.set())
+        signal.signal(number, end)
     store = host_store(listener)
     print(json.dumps({"host": options.host, "port": store.port}), flush=True)
-    threading.Thread(target=end_with_input, args=(ended,), daemon=True).start()
-    ended.wait()
+    while os.read(sys.stdin.fileno(), 4096):  # until whoever holds its other end closes it or dies
+        pass
     return 0
 
 
-def end_with_input(ended: threading.Event) -> None:
-    """Wait until whoever holds the other end of our standard input closes it or dies."""
-    while os.read(sys.stdin.fileno(), 4096):
-        pass
-    ended.set()
+def end(_number: int, _frame: FrameType | None) -> None:
+    """Once; what comes after the first word is no other one."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    sys.exit(0)
 
 
 if __name__ == "__main__":

@@ -86,14 +86,13 @@ class Window:
         if window is None:
             return
         full_wait_s = self._session.full_wait_s
-        patience_s = patience_s + full_wait_s
+        patience_s += full_wait_s
         with self._session.signals.phase("checkpoint") if full_wait_s else nullcontext():
             given_up = window.ticket.give_up(patience_s)
         if given_up:
             self._late = window.slot
             version = window.capture.version
-            why = "has not made a slot yet" if patience_s == _MAKING_S else f"did not answer within {patience_s:.0f} s"
-            self._journal.skipped(f"ckptd: {version} was skipped, the daemon {why}")
+            self._journal.skipped(f"ckptd: {version} was skipped, the daemon named no slot within {patience_s:g} s")
             return
         self._plan = window.capture.plan
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
 import signal
 import threading
 import time
@@ -29,6 +30,11 @@ def idle(ready: Event) -> None:
     ready.set()  # a signal that came before the interpreter was ready in its new process would be lost
     while True:
         time.sleep(0.01)
+
+
+def tell_often(pid: int) -> None:
+    for _ in range(3000):
+        os.kill(pid, signal.SIGTERM)
 
 
 class Before:
@@ -144,8 +150,36 @@ def test_a_wait_for_the_daemon_ends_with_the_grace_time(
     assert before.calls == 1
 
 
-def test_a_second_signal_is_not_waited_with(channel: FakeChannel, before: Before) -> None:
+def test_signals_at_once_are_one_word(channel: FakeChannel, before: Before) -> None:
+    """A scheduler tells the process and its group, and torchrun passes it on: the last snapshot is taken all the same."""
+    run = Run.new()
+    ck = Checkpointer(job="job", channel=channel, every=100, sigterm_grace_s=60.0, **run.objects)
+    ck.restore()
+    run.update()
+    for _ in range(3):
+        signal.raise_signal(signal.SIGTERM)
+    assert before.calls == 0
+    ck.step(1)
+    assert (channel.recorded(), before.calls) == ([Version(1, 1)], 1)
+
+
+def test_a_handler_that_interrupts_itself_does_not_wait_for_itself(before: Before) -> None:
+    """Thousands of signals from another process end in the handler from before, and not in a lock."""
+    listening = Sigterm(0.2)
+    context = multiprocessing.get_context("spawn")
+    sender = context.Process(target=tell_often, args=(os.getpid(),))
+    sender.start()
+    until(lambda: before.calls, "the old handler")
+    sender.join(20.0)
+    assert sender.exitcode == 0
+    assert not listening.came
+
+
+def test_a_later_signal_is_not_waited_with(
+    channel: FakeChannel, before: Before, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Somebody insists: the old handler is called at once, and is the handler again."""
+    monkeypatch.setattr("ckptd.integrations.sigterm.ECHO_S", 0.0)
     listening = Sigterm(60.0)
     signal.raise_signal(signal.SIGTERM)
     assert (before.calls, listening.came) == (0, True)

@@ -11,54 +11,25 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from tests.integrations.dcp_worker import digest_of, layers
 from tests.integrations.sharded_worker import line, shard_each
-from torch import nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict, set_optimizer_state_dict
+from torchtitan.components.checkpointer.dcp import CheckpointManager
+
+from ckptd.examples.train_torchtitan import Optimizers, Progress
 
 STEPS = 5
 FOLDER = "ckptd://t"
-FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
-
-
-class Optimizers:
-    """Flattens, as TorchTitan's container does."""
-
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        self._model, self._optimizer = model, optimizer
-
-    def state_dict(self) -> dict[str, Any]:
-        return dict(get_optimizer_state_dict(self._model, self._optimizer, options=FLAT))
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        set_optimizer_state_dict(self._model, self._optimizer, state, options=FLAT)
-
-
-class Step:
-    """How far the training is: TorchTitan's trainer saves itself so."""
-
-    def __init__(self) -> None:
-        self.step = 0
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"step": torch.tensor(self.step)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.step = int(state["step"])
 
 
 def train(rank: int, world: int, life: str, kill_at: int) -> None:
-    from torchtitan.components.checkpointer.dcp import CheckpointManager
-
     torch.manual_seed(0)
     model = shard_each(layers(), line(world))
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.9)
-    progress, optimizers = Step(), Optimizers(model, optimizer)
+    progress, optimizers = Progress(), Optimizers(model, optimizer)
     config = CheckpointManager.Config(
         enable=True, folder=FOLDER, interval=1, keep_latest_k=0, last_save_model_only=False,
         async_mode="async" if life == "1" else "disabled",
