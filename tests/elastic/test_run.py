@@ -53,7 +53,7 @@ def test_the_snapshots_of_an_interrupted_job_stay_for_the_next_start() -> None:
             job.start("0", job.folder / "n0", "--warm-workers", script=script, CKPTD_SEGMENT_DIR=str(memory))
 
         train(100_000)
-        until(lambda: "step step=3 " in job.log("0"), "three steps", 60.0)
+        until(lambda: "step step=4 " in job.log("0"), "the fourth step, which ends the capture of the third", 60.0)
         job.processes["0"].send_signal(signal.SIGINT)
         assert job.processes["0"].wait(30.0) == 128 + signal.SIGINT
         assert "snapshots stay in" in job.log("0")

@@ -77,7 +77,7 @@ def test_a_slow_rank_is_named() -> None:
         assert incident["verdict"]["class"] == "non-communication slow"
         assert incident["verdict"]["suspects"]["ranks"] == [1]
         newest = cluster.document(0, "Status")["captured"]["step"]
-        assert 110 <= newest <= 200
+        assert 100 <= newest <= 200  # every tenth is captured, and heard of later
 
 
 def test_a_long_evaluation_is_nobody_s_fault() -> None:
