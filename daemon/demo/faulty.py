@@ -13,8 +13,8 @@ import os
 import queue
 import runpy
 import signal
+import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -23,7 +23,8 @@ from pathlib import Path
 from ckptd.daemon.demo import wires
 
 FOR_EVER_S = 36_000
-BUSY_S, IDLE_S = 0.1, 0.05
+STOPPED_S, RUNS_S = 0.06, 0.04
+"""Of each period of a slow rank: the 100 ms of the kernel's quotas."""
 
 
 def hang() -> None:
@@ -46,17 +47,20 @@ def stop() -> None:
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
+THROTTLE = """
+import os, signal, sys, time
+trainer, stopped_s, runs_s = os.getppid(), float(sys.argv[1]), float(sys.argv[2])
+while os.getppid() == trainer:
+    os.kill(trainer, signal.SIGSTOP)
+    time.sleep(stopped_s)
+    os.kill(trainer, signal.SIGCONT)
+    time.sleep(runs_s)
+"""
+
+
 def slow_down() -> None:
-    """From now on the rank's own work takes longer: another thread computes in Python, and takes the interpreter's lock."""
-
-    def compute() -> None:
-        while True:
-            until = time.monotonic() + BUSY_S
-            while time.monotonic() < until:
-                pass
-            time.sleep(IDLE_S)
-
-    threading.Thread(target=compute, name="busy", daemon=True).start()
+    """From now on the rank gets two fifths of its time, as under a cgroup's quota: a child stops it and lets it go on."""
+    subprocess.Popen([sys.executable, "-I", "-S", "-c", THROTTLE, str(STOPPED_S), str(RUNS_S)])
 
 
 def spoil(ill: wires.Ill, listed: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +24,8 @@ LOOK_S = 0.5
 """How long a rank's handlers are waited for at each look."""
 SHARE = 0.02
 """Of a trainer's time, at most, that its answers may take: one that is slow is asked less often."""
+ANSWERS = 4
+"""The quickest of so many answers shows what one costs the trainer: a busy machine makes single ones long."""
 STACK_S = 1.5
 UNMOVED = 3
 """Looks without any movement after which the stack is taken: once, until something moves."""
@@ -56,6 +59,7 @@ class RankEye:
         self._groups_id: tuple[int, int] = (0, 0)
         self.remarks: list[str] = []
         self._not_before = 0.0
+        self._took: deque[float] = deque(maxlen=ANSWERS)
         self._status: Status | None = None
         self._nccl = False
         self._background = background
@@ -146,8 +150,9 @@ class RankEye:
         except PeerError as error:
             self._status = None
             remarks.append(f"rank {self.attached.rank}: its collectives are not seen: {error}")
-        took = time.monotonic() - began
-        self._not_before = began + took / SHARE if took > SHARE else 0.0
+        self._took.append(time.monotonic() - began)
+        cost = min(self._took)
+        self._not_before = began + cost / SHARE if cost > SHARE else 0.0
         self._nccl = any(group.backend == "nccl" for group in self.groups.values())
         return self._status
 

@@ -244,6 +244,20 @@ def joined(tables: Sequence[tuple[int, Table]], record: np.dtype[Any]) -> tuple[
     return whole, numbers
 
 
+def newest_own(fleet: Fleet, told: Flags, window: int) -> int:
+    """The newest step of which all these ranks have told their own seconds; who lags by more than what is kept beside a
+    window is not waited for.
+
+    A rank whose recorder is slow to answer tells of its steps some looks later: on a busy machine that is the slow one.
+    """
+    known = np.isfinite(fleet.rows["own_s"][told])
+    steps = fleet.rows["step"][told].astype(np.int64)
+    newest = int(steps.min())
+    measured = (steps - known.argmax(axis=1))[known.any(axis=1)]
+    lately = measured[measured > newest - (OWN_KEPT - window)]
+    return min(newest, int(lately.min())) if len(lately) else newest
+
+
 def recent_own(fleet: Fleet, newest: int, window: int) -> Floats:
     """The own seconds of every rank in the steps `newest - window + 1` to `newest`; shape (window, world), newest first.
 

@@ -8,12 +8,13 @@ is all on one node, its ranks are compared with their own past.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
 
-from ckptd.daemon.watch.fleet import Flags, Fleet, Floats, recent_own
+from ckptd.daemon.watch.fleet import Flags, Fleet, Floats, newest_own, recent_own
 from ckptd.daemon.watch.layout import Ints
 from ckptd.daemon.watch.limits import Limits
 from ckptd.daemon.watch.verdicts import Confidence, Syndrome, Verdict, several
@@ -22,6 +23,8 @@ PEERS_MIN = 4
 """So many ranks of a role show what is usual by themselves; fewer are compared over time."""
 PACE_KEPT = 256
 FEW = 8.0
+MANY = 16
+"""So many ranks of a role show by themselves how much ranks differ by nature."""
 LEARNT = 0.05
 """The part of the newest step in what is known of the past."""
 
@@ -61,11 +64,11 @@ class SlowRanks:
         told = fresh & np.isfinite(fleet.rows["step_s"])
         if 2 * told.sum() <= fleet.layout.world:
             return []
-        newest = int(fleet.rows["step"][told].min())
+        window = self._limits.window
+        newest = newest_own(fleet, told, window)
         if newest <= self._judged:
             return self._found
         first = fleet.first_step + self._limits.first_steps
-        window = self._limits.window
         self._judged = newest
         if newest - window < first:
             return []
@@ -84,6 +87,7 @@ class SlowRanks:
         for ranks in classes:
             among = self._among_peers if len(ranks) >= PEERS_MIN else self._among_few
             late[:, ranks], bound[ranks] = among(own[:, ranks], spread)
+            late[:, ranks], bound[ranks] = self._since(ranks, late[:, ranks], bound[ranks])
         suspects = self._apart(late, self._often(late, bound), self._classes(fleet))
         self._explain(own[0], step_s)
         before, before_bound = self._with_the_past(own, seen)
@@ -155,6 +159,20 @@ class SlowRanks:
             bound[rank] = max(self._limits.late_s, self._limits.late_mads * mad)
         return late, bound
 
+    def _since(self, ranks: Ints, late: Floats, bound: Floats) -> tuple[Floats, Floats]:
+        """The same, with a lower bound for who is later than it used to be beside the others of its role: few others don't
+        show how much ranks differ by nature, but the past does. What is left are errors of medians of some steps."""
+        past = self._past[ranks]
+        if len(ranks) >= MANY or not np.isfinite(past).all():
+            return late, bound
+        later = late - np.maximum(0.0, past - np.median(past))
+        later -= np.median(median(later, axis=0))
+        level = median(later, axis=0)
+        error = math.sqrt(2.0) * _error(late)  # what a rank is compared with, its past, was such a median, too
+        margin = max(self._limits.late_s, self._limits.late_mads * max(float(median(np.abs(level))), error))
+        changed = (level > margin) & (bound > self._limits.late_s)
+        return np.where(changed, later, late), np.where(changed, self._limits.late_s, bound)
+
     def _with_the_past(self, own: Floats, seen: Flags) -> tuple[Floats, Floats]:
         """Later than the rank itself used to be, by more than what has grown for a quarter of all ranks."""
         known = seen & np.isfinite(self._past) & (self._past > 0)
@@ -164,7 +182,7 @@ class SlowRanks:
         usual = median(own[:, known], axis=0)
         growth = max(1.0, float(np.quantile(usual / self._past[known], 0.25)))
         more = max(0.0, float(np.quantile(usual - self._past[known], 0.25)))
-        spread = float(median(np.abs(own[:, known] / usual - 1.0)))
+        spread = _error(own[:, known] / usual)
         late[:, known] = own[:, known] - np.maximum(growth * self._past[known], self._past[known] + more)
         bound[known] = np.maximum(self._limits.late_s, self._limits.late_mads * spread * self._past[known])
         return late, bound
@@ -258,6 +276,13 @@ def median(values: Floats, axis: int | None = None, *, keepdims: bool = False) -
     if np.isnan(values).any():
         return np.asarray(np.nanmedian(values, axis=axis, keepdims=keepdims))
     return np.asarray(np.median(values, axis=axis, keepdims=keepdims))
+
+
+def _error(values: Floats) -> float:
+    """By how much the median of each rank's steps may be off: its standard error, 1.25 of a mean's, where a deviation is
+    1.48 MAD."""
+    deviation = 1.4826 * float(median(np.abs(values - median(values, axis=0))))
+    return 1.2533 * deviation / math.sqrt(len(values))
 
 
 def _middle(own: Floats) -> Floats:

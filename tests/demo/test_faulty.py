@@ -36,10 +36,6 @@ class Trainer:
     def lines(self) -> list[str]:
         return self.log.read_text().splitlines()
 
-    def computed_s(self) -> float:
-        """The processor time that it has used."""
-        return float(psutil.Process(self.process.pid).cpu_times().user)
-
     def silent_s(self) -> float:
         return time.time() - self.log.stat().st_mtime
 
@@ -69,14 +65,19 @@ def test_a_trainer_that_hangs_stands_still_and_lives(tmp_path: Path, fault: str)
         assert made.process.poll() is None
 
 
-def test_a_slow_trainer_goes_on_beside_a_thread_that_computes(tmp_path: Path) -> None:
-    """The module by itself uses some hundredths of a core."""
+def test_a_slow_trainer_is_stopped_again_and_again_and_goes_on(tmp_path: Path) -> None:
+    """By a child, which ends with it."""
     with trainer(tmp_path, "slow-rank") as made:
         made.process.send_signal(signal.SIGUSR1)
-        before, lines = made.computed_s(), len(made.lines())
-        until(lambda: made.computed_s() > before + 0.5, "half a second of computing", 10.0)
-        until(lambda: len(made.lines()) > lines, "another step", 10.0)
-        assert made.process.poll() is None
+        it = psutil.Process(made.process.pid)
+        until(lambda: it.status() == psutil.STATUS_STOPPED, "it is stopped", 10.0)
+        lines = len(made.lines())
+        until(lambda: len(made.lines()) > lines + 3, "some more steps", 10.0)
+        until(lambda: it.status() == psutil.STATUS_STOPPED, "it is stopped again", 10.0)
+        (child,) = it.children()
+        made.process.kill()
+        made.process.wait()
+        until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, "the end of the child", 10.0)
 
 
 ECHO = """
