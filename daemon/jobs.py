@@ -213,7 +213,7 @@ class Jobs:
         return "storage"
 
     def _read_stored(self, step: Step, image: Image, view: memoryview, add: Add = lambda _: None) -> None:
-        """Read an image that memory can't give. If its bytes are wrong the others are told, as no restart is to choose it again."""
+        """Read an image that memory can't give. If its bytes are wrong all are told, as no restart is to choose it again."""
         assert self._storage is not None, "a stored step without a storage root"
         try:
             self._storage.read(step, image.rank, view, add)
