@@ -1,4 +1,4 @@
-"""The demo's cluster: nodes on one machine, each a daemon, a torchrun agent with one trainer, and its own directories.
+"""The demo's cluster: nodes on one machine, each a daemon, an agent with one trainer, and its own directories.
 
 A node is lost as a machine would be: everything of it is killed at once, then its memory and its directory are gone.
 """
@@ -141,12 +141,12 @@ class Cluster:
         return (self.layout.run_dir(node) / "ckptd.sock").exists()
 
     def start_agent(self, node: int) -> None:
-        """Start the node's agent, which starts its trainer when all nodes are there: torchrun's, or `ckptd run` for a fault
-        that nobody else is to notice."""
+        """Start the node's agent, which starts its trainer when all nodes are there."""
         nodes, address = self.options.nodes, address_of(node)
         more = {"CKPTD_RUN_DIR": str(self.layout.run_dir(node)), "CKPTD_JOB": JOB}
-        if self.options.fault:
+        if self.options.launcher == "ckptd":
             run = [*ckptd_command(), "run", f"--nnodes={nodes}", "--nproc-per-node=1", f"--local-addr={address}"]
+            run += ["--warm-workers"] if self.options.warm_workers else []
             self.agents[node] = self.launch(f"agent-{node}", [*run, *self.misled(self.trainer("faulty"))], more)
             return
         torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nnodes={nodes}:{nodes}", "--nproc-per-node=1"]
