@@ -61,7 +61,7 @@ def test_two_nodes_and_a_spare_survive_a_killed_rank_a_stopped_one_and_the_loss_
 
 
 def test_a_plain_torchrun_is_isolated_with_its_own_exit_code_and_the_others_go_on_until_they_give_up() -> None:
-    """With the backend as a plug-in, and without TORCH_DISABLE_SHARE_RDZV_TCP_STORE. Also beside a trainer that is stopped."""
+    """With the backend as a plug-in, without TORCH_DISABLE_SHARE_RDZV_TCP_STORE, and beside a trainer that is stopped."""
     with Cluster(3, parity=1) as cluster, agents() as job:
         begun = now()
         start(job, cluster, 0, 1, command=TORCHRUN)
