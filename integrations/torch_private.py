@@ -1,8 +1,8 @@
 """Every private name of torch that watching a rank needs, in one place; tried with torch 2.13.
 
-Without these names less is seen of a job that hangs, and `missing` says what. One more is here: `store_of_the_job`, for files
-that several ranks save. Those of torch elastic's agent are in `agent.py`, which checks them; those of tensors and their
-placements stand where state is captured and fail there by name.
+Without these names less is seen of a job that hangs, and `missing` says what. One more is here: `store_of_the_job`, for
+files that several ranks save. Those of torch elastic's agent are in `agent.py`, which checks them; those of tensors and
+their placements stand where state is captured, and fail there by name.
 """
 
 from __future__ import annotations
