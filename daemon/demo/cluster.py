@@ -31,6 +31,7 @@ from ckptd.daemon.demo.wires import LINKS
 JOB = "demo"
 TRAINER = ["-m", "ckptd.examples.train_gpt"]
 DAEMON_END_S = 5.0
+ORPHANS_S = 2.0
 STATUS_S = 20.0
 RDZV = "is_host=0,join_timeout=60,last_call_timeout=1,keep_alive_interval=1,keep_alive_max_attempt=3"
 """torchrun's rendezvous: the store is hosted by none of the agents, and a silent agent is dropped after 3 s, not 15."""
@@ -227,7 +228,7 @@ class Cluster:
             kill([member for launcher in launchers for member in launcher.family()])
             terminate([*launchers, *servants], DAEMON_END_S)
         finally:  # also when a second Ctrl-C came
-            strays = sweep(self.layout.name)
+            strays = sweep(self.layout.name, ORPHANS_S)
             for directory in (self.layout.segments, self.layout.temporary):
                 shutil.rmtree(directory, ignore_errors=True)
             self.layout.secret.unlink(missing_ok=True)
