@@ -23,7 +23,7 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks.report import add_report, machine, measured, write
-from ckptd.daemon.demo.judged import CLASSES, NOBODY, Injected, Judged, judged, records
+from ckptd.daemon.demo.judged import CLASSES, NOBODY, Injected, Judged, judged, records, summed
 from ckptd.daemon.demo.options import DemoOptions, training_for
 from ckptd.daemon.demo.run import (
     follow_incidents,
@@ -36,7 +36,6 @@ from ckptd.daemon.demo.run import (
 )
 from ckptd.daemon.demo.stage import DemoFailed, Stage
 from ckptd.daemon.incidents_command import suspects
-from ckptd.daemon.observe.incidents import summary
 
 NODES = 4
 STRUCK_AT = 24
@@ -96,7 +95,7 @@ def attempt(fault: str, seed: int) -> Trial:
 def _attempt(fault: str, options: DemoOptions, stage: Stage) -> Trial:
     stage.begin_run("faulty", options.timeout_s, options.steps)
     follow_trainers(stage, "faulty")
-    follow_incidents(stage)
+    follow_incidents(stage, range(NODES), "node")
     start_nodes(stage, range(NODES))
     stage.until(f"step {STRUCK_AT}", lambda: stage.progress.step >= STRUCK_AT)
     if fault == NONE:
@@ -138,8 +137,8 @@ def _pause(stage: Stage, seconds: float) -> None:
 def _made_up(truth: Injected, stage: Stage, t_fault: float) -> tuple[str, ...]:
     """What was said that is not true. Of a cut link it may be said first that what it carries does not arrive."""
     wrong = []
-    for number, entries in records(stage.watch.events).items():
-        said = Judged(truth, summary(number, entries))
+    for told_by, entries in records(stage.watch.events).items():
+        said = Judged(truth, summed(told_by, entries))
         verdict = said.verdict
         if verdict is None or verdict["class"] == NOBODY:
             continue

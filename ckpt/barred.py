@@ -11,23 +11,27 @@ from dataclasses import dataclass
 from ckptd.ckpt.model import Version
 
 BARS_MAX = 16
-"""Of more the newest count: one is made after two lives that did not help, and five without progress end a job."""
+"""Of more the newest count: one is made after a life that did not help, and five without progress end a job."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Bar:
     """No life is to begin from `version.step`, nor from a later step, as far as lives up to `version.epoch` captured them.
 
-    Later steps too: they were trained from it, so whatever is wrong with it is wrong with them.
+    Later steps too: they were trained from it, so whatever is wrong with it is wrong with them. One that is `alone` is about
+    the bytes of that version and says nothing of others.
     """
 
     number: int
     """Grows with every bar; what is lifted is named by it."""
     version: Version
     reason: str
+    alone: bool = False
 
     def covers(self, version: Version) -> bool:
         """Whether `version` is barred by this."""
+        if self.alone:
+            return version == self.version
         return version.epoch <= self.version.epoch and version.step >= self.version.step
 
 
@@ -44,12 +48,12 @@ class Barred:
         """Why `version` is not to be restored; '' when it may be."""
         return next((bar.reason for bar in reversed(self.bars) if bar.covers(version)), "")
 
-    def adding(self, version: Version, reason: str) -> Barred:
+    def adding(self, version: Version, reason: str, *, alone: bool = False) -> Barred:
         """With one bar more, unless one that is known bars all of that already."""
-        if any(bar.version.epoch >= version.epoch and bar.version.step <= version.step for bar in self.bars):
+        if any(bar.covers(version) and (alone or not bar.alone) for bar in self.bars):
             return self
         number = max([self.lifted, *(bar.number for bar in self.bars)]) + 1
-        return merged(self, Barred(self.lifted, (Bar(number, version, reason or "no reason was given"),)))
+        return merged(self, Barred(self.lifted, (Bar(number, version, reason or "no reason was given", alone),)))
 
     def lifting(self) -> Barred:
         """With every bar lifted."""

@@ -176,7 +176,10 @@ class Channel(Protocol):
         ...
 
     def wait(self, version: Version, level: str, timeout_s: float) -> str:
-        """Wait until `version` or a newer one is `captured`, `sealed` or `persisted`; return the level it has reached."""
+        """Wait until `version` or a newer one is `captured`, `sealed` or `persisted`; return the level it has reached.
+
+        It is a lower one after `timeout_s` seconds, and at once when it is certain that the version never gets there.
+        """
         ...
 
     def close(self) -> None: ...

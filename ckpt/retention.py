@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from ckptd.ckpt.barred import Barred
 from ckptd.ckpt.errors import UsageError
 from ckptd.ckpt.model import Version
 
@@ -13,15 +14,20 @@ WRITING_S = 3600.0
 """What nobody has written to for so long was left behind by a writer that died."""
 
 
-def excess(stored: Iterable[Version], keep_last: int, keep_every: int = 0) -> tuple[Version, ...]:
-    """The versions on storage that are not among the `keep_last` newest, nor of a step that is a multiple of `keep_every`.
+def excess(
+    stored: Iterable[Version], keep_last: int, keep_every: int = 0, barred: Barred | None = None
+) -> tuple[Version, ...]:
+    """The versions on storage that are older than the `keep_last` newest, and of no step that is a multiple of `keep_every`.
 
-    Oldest first, so that an interruption leaves the newer ones. Nothing is in excess when `keep_last` is 0.
+    What is `barred` is none of the newest, and stays as long as it is not older than those: a job that passes it over would
+    else have fewer steps to go back to than were asked for. Oldest first, so that an interruption leaves the newer ones.
+    Nothing is in excess when `keep_last` is 0.
     """
-    if not keep_last:
+    known = sorted(stored)
+    worth = [version for version in known if barred is None or not barred.why(version)]
+    if not keep_last or len(worth) < keep_last:
         return ()
-    older = sorted(stored)[:-keep_last]
-    return tuple(version for version in older if not keep_every or version.step % keep_every)
+    return tuple(v for v in known if v < worth[-keep_last] and (not keep_every or v.step % keep_every))
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,16 +60,16 @@ class Kept:
     complete: bool
 
 
-def doomed(steps: Sequence[Kept], rule: Rule) -> tuple[Version, ...]:
+def doomed(steps: Sequence[Kept], rule: Rule, barred: Barred | None = None) -> tuple[Version, ...]:
     """The published steps that the rule does not keep, oldest first.
 
-    Never the newest complete one, nor anything that is newer: so nothing goes where no step is complete. Broken ones don't
-    count among those to keep.
+    Never the newest complete one, nor anything that is newer: so nothing goes where no step is complete. Broken and `barred`
+    ones don't count among those to keep.
     """
     complete = [step.version for step in steps if step.complete]
     if not complete or not (rule.last or rule.older_than_s is not None):
         return ()
-    kept = set(complete) - set(excess(complete, max(1, rule.last), rule.every))
+    kept = set(complete) - set(excess(complete, max(1, rule.last), rule.every, barred))
     old = {step.version for step in steps} if rule.older_than_s is None else _older(steps, rule.older_than_s)
     return tuple(
         version

@@ -95,6 +95,11 @@ class Collector:
         """The last ledger of another collector, while this one leads; None where there was none."""
         return self._followed if self._leading_since is not None else None
 
+    @property
+    def gone_since(self) -> dict[int, float]:
+        """By node that counts as lost: since when it does here."""
+        return dict(self._gone_since)
+
     def published(self, version: Version) -> None:
         """The manifest of `version` was written."""
         self._persisted = newest(self._persisted, version)

@@ -5,6 +5,7 @@ One job of each kind runs at a time; which one is due follows from the ledger, s
 
 from __future__ import annotations
 
+from ckptd.ckpt.barred import Barred
 from ckptd.ckpt.config import Config
 from ckptd.ckpt.groups import parities_of
 from ckptd.ckpt.inventory import Held, Ledger, Parity, Part
@@ -229,14 +230,14 @@ class Duties:
         self._unwritable = event.version
         return [_failure("write_failed", event.version, event.reason)]
 
-    def published(self, event: ev.Published, now: float) -> list[ev.Effect]:
+    def published(self, event: ev.Published, barred: Barred, now: float) -> list[ev.Effect]:
         self._publishing.end(now, failed=bool(event.reason))
         if event.reason:
             return [_failure("publish_failed", event.version, event.reason)]
         note = ev.Note("persisted", (("epoch", event.version.epoch), ("step", event.version.step)))
         # What is newer than this one was not seen when it was chosen, and is not judged now.
         known = [step for step in event.stored if step.version <= event.version]
-        return [note, *map(ev.Remove, doomed(known, self._config.retention))]
+        return [note, *map(ev.Remove, doomed(known, self._config.retention, barred))]
 
     def removed(self, event: ev.Removed) -> list[ev.Effect]:
         """A version in excess is gone; one that could not be removed is found again after the next one is persisted."""

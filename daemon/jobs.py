@@ -37,6 +37,8 @@ class Jobs:
         self.progress = Progress()
         self.storage_problem = ""
         """Why the last write or manifest did not get to storage; empty once one does."""
+        self.on_spoiled: Callable[[Version, str], None] = lambda version, reason: None
+        """Is told when an image of a persisted version was read that is not what its manifest says."""
 
     def record(self, effect: ev.Record) -> ev.Recorded:
         try:
@@ -205,11 +207,19 @@ class Jobs:
         return self._fetcher.image(ledger, table, image.rank, view).rung
 
     def _whole_from_storage(self, step: Step, image: Image, view: memoryview) -> str:
-        assert self._storage is not None, "a stored step without a storage root"
         if image not in step.manifest.images:
             raise StorageError(f"{step.where} has another image of rank {image.rank}")
-        self._storage.read(step, image.rank, view)
+        self._read_stored(step, image, view)
         return "storage"
+
+    def _read_stored(self, step: Step, image: Image, view: memoryview, add: Add = lambda _: None) -> None:
+        """Read an image that memory can't give. If its bytes are wrong all are told, as no restart is to choose it again."""
+        assert self._storage is not None, "a stored step without a storage root"
+        try:
+            self._storage.read(step, image.rank, view, add)
+        except CorruptionError as error:
+            self.on_spoiled(step.manifest.version, str(error))
+            raise
 
     def _gather_all(self, table: Table, gather_one: Callable[[int], Found]) -> list[Found]:
         images = [table.holder(rank)[1] for rank in range(table.world)]
@@ -240,14 +250,13 @@ class Jobs:
         return Found(image.rank, where, image.size, "own" if origin is None or origin == "captured" else origin)
 
     def _from_storage(self, step: Step) -> list[Found]:
-        assert self._storage is not None, "a stored step without a storage root"
         found = []
         with self.progress.of("gather", sum(image.size for image in step.manifest.images)) as add:
             for image in step.manifest.images:
                 path = self._segments.restored.directory_of(step.manifest.version) / file_name(image.rank)
                 view = self._segments.restored.make(path, image.size)
                 shm.touch(view)
-                self._storage.read(step, image.rank, view, add)
+                self._read_stored(step, image, view, add)
                 found.append(Found(image.rank, path, image.size, "storage"))
         return found
 

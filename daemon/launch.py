@@ -102,7 +102,7 @@ class Launch:
     def bar(self, event: BarAsked) -> None:
         """Somebody wants the next life to begin from an older step, or from the newest one again."""
         self.barred = self.barred.lifting() if event.lift else self.barred
-        self.barred = self.barred.adding(event.bar, event.reason) if event.bar else self.barred
+        self.barred = self.barred.adding(event.bar, event.reason, alone=event.alone) if event.bar else self.barred
 
     def _refuses(self, event: RestartAsked, ledger: Ledger | None) -> str:
         """Why what is asked can't be done; '' when it can."""

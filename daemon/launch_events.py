@@ -63,3 +63,5 @@ class BarAsked:
     bar: Version | None
     lift: bool = False
     """What was barred before may be restored again."""
+    alone: bool = False
+    """Only that version is meant: its bytes are not what they were."""

@@ -16,6 +16,7 @@ from ckptd.ckpt.budget import check_budget
 from ckptd.ckpt.config import SOON_DAYS, Config, split_address
 from ckptd.ckpt.groups import group_of
 from ckptd.ckpt.inventory import Ledger, Report
+from ckptd.ckpt.rounds import REASON_CHARS
 from ckptd.ckpt.shm import exclusive, private_dir
 from ckptd.ckpt.sighting import Answer, Sighting
 from ckptd.ckpt.storage import Storage
@@ -25,6 +26,7 @@ from ckptd.daemon.channel import PLAIN
 from ckptd.daemon.driver import Driver
 from ckptd.daemon.fetch import Fetcher
 from ckptd.daemon.jobs import Jobs
+from ckptd.daemon.launch_events import BarAsked
 from ckptd.daemon.limits import limits
 from ckptd.daemon.node import Node
 from ckptd.daemon.observe.bailiff import Bailiff
@@ -117,6 +119,7 @@ def _assemble(config: Config, segments: Segments, record: EventRecord, parts: co
     parts.callback(peers.close)
     driver = Driver(node, segments, jobs, peers, record)
     segments.on_damage = driver.post
+    jobs.on_spoiled = lambda version, reason: driver.post(BarAsked(0, reason[:REASON_CHARS], version, alone=True))
     parts.callback(driver.close)
     watcher, court = _watch(config, driver, peers, Links(member, transfers), node.boot, parts)
     if len(config.nodes) > 1:

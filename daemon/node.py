@@ -373,7 +373,7 @@ class Node:
         if not event.reason:
             self.persisted = newest(self.persisted, event.version)
             self.collector.published(event.version)
-        return self.duties.published(event, now)
+        return self.duties.published(event, self.launch.barred, now)
 
     def _on_damaged(self, event: ev.Damaged, now: float) -> list[ev.Effect]:
         return self.slots.damaged(event, self.known(), now)

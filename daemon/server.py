@@ -54,6 +54,7 @@ from ckptd.daemon.reserving import Reserving
 from ckptd.daemon.segments import Segments
 from ckptd.daemon.storage_watch import StorageWatch
 from ckptd.daemon.transfers import Transfers
+from ckptd.daemon.waiting import Wait
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +62,6 @@ _ANSWER_S = 60.0
 _POLL_S = 0.02
 _READING = ("Gather", "Open", "Bring")
 WAITING = ("wait", "spare")
-LEVELS = ("none", "captured", "sealed", "persisted")
 
 
 class LocalServer:
@@ -274,12 +274,11 @@ class LocalServer:
         return pb.PersistReply(stored=self._driver.ask(lambda ticket: ev.PersistAsked(ticket, version), _ANSWER_S))
 
     def wait(self, request: pb.WaitRequest) -> pb.WaitReply:
-        if request.level not in LEVELS:
-            raise UsageError(f"level {request.level!r}: expected one of {', '.join(LEVELS)}")
+        version = version_in(request.version)
+        wait = Wait(version, request.level)
         if not request.timeout_s >= 0.0:
             raise UsageError(f"timeout {request.timeout_s} s: expected 0 or more")
-        version, wanted = version_in(request.version), LEVELS.index(request.level)
-        self._poll(lambda node: LEVELS.index(views.level(node, version)) >= wanted, min(request.timeout_s, 3600.0))
+        self._poll(wait.is_over, min(request.timeout_s, 3600.0))
         return pb.WaitReply(level=self._driver.look(lambda node: views.level(node, version)))
 
     # ---- agents -----------------------------------------------------------------------------------------

@@ -115,7 +115,15 @@ def _launch(launch: dict[str, Any] | None) -> list[tuple[str, str]]:
 
 def _barred(rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
     """From which steps no life begins, and why."""
-    return [(f"step {row['step']} on, to epoch {row['epoch']}, is barred", row["reason"]) for row in rows]
+    return [
+        (
+            f"step {row['step']} of epoch {row['epoch']} is barred"
+            if row["alone"]
+            else f"step {row['step']} on, to epoch {row['epoch']}, is barred",
+            row["reason"],
+        )
+        for row in rows
+    ]
 
 
 def _lag(sealing: dict[str, Any]) -> str:

@@ -101,7 +101,7 @@ def _launch(ledger: Ledger) -> dict[str, Any]:
 
 
 def _barred(bar: Bar) -> dict[str, Any]:
-    return {"epoch": bar.version.epoch, "step": bar.version.step, "reason": bar.reason}
+    return {"epoch": bar.version.epoch, "step": bar.version.step, "reason": bar.reason, "alone": bar.alone}
 
 
 def has_agents(node: Node) -> bool:

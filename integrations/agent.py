@@ -23,6 +23,9 @@ KILL_S = 2
 BLAME_S = 0.5
 """How long to wait for another node's word before a trainer's error counts as this node's own: when a rank dies, its peers
 fail in their collectives at once. A death by a signal needs no such doubt."""
+LAST_S = 4.0
+"""The same where no restart is left, and the job would end: peers of a node that is lost may fail at once, and the daemons
+miss it after 2 s."""
 _AGENT = "LocalElasticAgent"
 _METHODS = ("_start_workers", "_stop_workers", "_monitor_workers")
 
@@ -33,6 +36,7 @@ class Agent(local_elastic_agent.LocalElasticAgent):
     _pcontext: Any
     _restarting = False
     _failed: Mapping[int, int] = {}
+    _remaining_restarts: int
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
         started = super()._start_workers(worker_group)
@@ -65,7 +69,7 @@ class Agent(local_elastic_agent.LocalElasticAgent):
             return result
         said, by_signal = self._first_failure(result)
         certain = by_signal or worker_group.group_world_size == 1
-        if self._rendezvous_by_daemons.is_over(0.0 if certain else BLAME_S):
+        if self._rendezvous_by_daemons.is_over(patience_s(certain=certain, left=self._remaining_restarts)):
             return RunResult(
                 state=WorkerState.HEALTHY
             )  # the restart that the daemons asked for follows, and spends nothing
@@ -91,6 +95,11 @@ class Agent(local_elastic_agent.LocalElasticAgent):
         handler = self._worker_group.spec.rdzv_handler
         assert isinstance(handler, CkptdRendezvous), f"an agent of ckptd with the rendezvous {handler.get_backend()}"
         return handler
+
+
+def patience_s(*, certain: bool, left: int) -> float:
+    """How long to wait for another node's word before a failure counts as this node's own, with so many restarts left."""
+    return 0.0 if certain else BLAME_S if left > 0 else LAST_S
 
 
 def first_of(ended: Mapping[int, int], noticed: Collection[int]) -> tuple[int, int]:

@@ -182,7 +182,8 @@ class Checkpointer:
     def wait(self, level: str = "sealed", timeout_s: float = 60.0) -> str:
         """Wait until the last committed snapshot is `captured`, `sealed` or `persisted`; return what it has reached.
 
-        "none" says that there is none; `stats.last_error` says why.
+        A lower level is returned after `timeout_s` seconds, and at once when it can't get there any more: another rank has
+        skipped it, too much of it is lost, or there is no storage. "none": there is none; `stats.last_error` says why.
         """
         if level not in LEVELS:
             raise UsageError(f"found level {level!r}, expected one of {', '.join(LEVELS)}")

@@ -23,6 +23,7 @@ from typing import Any
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import record
 from torch.distributed.elastic.rendezvous import rendezvous_handler_registry
+from torch.distributed.elastic.rendezvous.api import RendezvousTimeoutError
 from torch.distributed.launcher import api as launcher
 from torch.distributed.run import config_from_args, get_args_parser
 
@@ -79,6 +80,9 @@ def main(argv: list[str] | None = None) -> int:
     except CkptdError as error:
         print(f"ckptd: {error}", file=sys.stderr)
         return error.exit_code
+    except RendezvousTimeoutError as error:  # its traceback would bury what is still missing
+        print(f"ckptd: {error}", file=sys.stderr)
+        return 1
     except SignalException as error:
         return 128 + int(error.sigval)
     except KeyboardInterrupt:

@@ -7,8 +7,11 @@ agent listens before it asks for a round, so the place is known with the round, 
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import secrets
+import signal
 import socket
 import sys
 import time
@@ -89,7 +92,13 @@ class CkptdRendezvous(RendezvousHandler):
 
     def num_nodes_waiting(self) -> int:
         """1 when this agent has to join anew; torch's agent restarts its trainers then, which spends no restart."""
-        return int(self.is_over())
+        if not self.is_over():
+            return 0
+        # A stopped trainer does not take the SIGTERM that torch's agent sends next, which would wait for it for 30 s.
+        for pid in self.workers():
+            with contextlib.suppress(OSError):  # it has ended meanwhile
+                os.kill(pid, signal.SIGCONT)
+        return 1
 
     def next_rendezvous(self) -> RendezvousInfo:
         """Join the next round, and wait for it as long as `join_timeout`; as a spare, until it has a seat.

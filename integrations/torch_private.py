@@ -1,7 +1,8 @@
-"""Every private name of torch that is used, in one place; tried with torch 2.13.
+"""Every private name of torch that watching a rank needs, in one place; tried with torch 2.13.
 
-All but one are for watching a rank: without these names less is seen of a job that hangs, and `missing` says what. The other
-is `store_of_the_job`, for saving files from several ranks.
+Without these names less is seen of a job that hangs, and `missing` says what. One more is here: `store_of_the_job`, for
+files that several ranks save. Those of torch elastic's agent are in `agent.py`, which checks them; those of tensors and
+their placements stand where state is captured, and fail there by name.
 """
 
 from __future__ import annotations

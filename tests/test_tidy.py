@@ -20,7 +20,7 @@ PURE = (
     "daemon/slots.py", "daemon/ranks.py", "daemon/decisions.py", "daemon/machine.py", "daemon/work.py", "daemon/places.py",
     "ckpt/recovery.py", "ckpt/model.py", "ckpt/inventory.py", "ckpt/groups.py", "ckpt/plan.py", "ckpt/image.py",
     "ckpt/placement.py", "ckpt/domain.py", "ckpt/manifest.py", "ckpt/boxes.py", "ckpt/policy.py", "ckpt/pace.py",
-    "ckpt/budget.py", "ckpt/place.py", "ckpt/barred.py",
+    "ckpt/budget.py", "ckpt/place.py", "ckpt/barred.py", "daemon/waiting.py",
 
     "daemon/observe/recorder.py", "daemon/observe/digests.py", "daemon/observe/bailiff.py", "ckpt/sighting.py",
     "ckpt/retention.py", "ckpt/tables.py", "ckpt/errors.py", "erasure/layout.py", "erasure/code.py",

@@ -120,7 +120,7 @@ def _rounds(draw: st.DrawFn) -> Round:
 
 agents, rounds = _agents(), _rounds()
 isolations = st.lists(st.builds(Isolation, st.integers(0, NODES - 1), numbers, st.booleans(), reasons), max_size=2)
-bars = st.builds(Bar, numbers, versions, reasons.filter(bool))
+bars = st.builds(Bar, numbers, versions, reasons.filter(bool), st.booleans())
 barred = st.builds(lambda lifted, found: merged(Barred(lifted, tuple(found))), numbers, st.lists(bars, max_size=3))
 """What is barred, as it is kept: bars by number, none that is lifted."""
 wishes = st.builds(Wish, numbers, names, reasons, st.sampled_from(WISHED_ENDS))

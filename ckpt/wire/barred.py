@@ -12,7 +12,12 @@ from ckptd.ckpt.wire.translate_rounds import reason_in
 
 def barred_out(barred: Barred) -> pb.Barred:
     bars = [
-        pb.Bar(number=bar.number, version=pb.Version(epoch=bar.version.epoch, step=bar.version.step), reason=bar.reason)
+        pb.Bar(
+            number=bar.number,
+            version=pb.Version(epoch=bar.version.epoch, step=bar.version.step),
+            reason=bar.reason,
+            alone=bar.alone,
+        )
         for bar in barred.bars
     ]
     return pb.Barred(lifted=barred.lifted, bars=bars)
@@ -30,4 +35,4 @@ def _bar_in(message: pb.Bar) -> Bar:
     reason = reason_in(message.reason)
     if not reason:
         raise CorruptionError(f"a bar of {version} without a reason")
-    return Bar(number("bar", message.number, STEP_MAX), version, reason)
+    return Bar(number("bar", message.number, STEP_MAX), version, reason, message.alone)

@@ -219,14 +219,16 @@ class Wish(_message.Message):
     def __init__(self, number: _Optional[int] = ..., key: _Optional[str] = ..., reason: _Optional[str] = ..., end: _Optional[str] = ...) -> None: ...
 
 class Bar(_message.Message):
-    __slots__ = ("number", "version", "reason")
+    __slots__ = ("number", "version", "reason", "alone")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    ALONE_FIELD_NUMBER: _ClassVar[int]
     number: int
     version: Version
     reason: str
-    def __init__(self, number: _Optional[int] = ..., version: _Optional[_Union[Version, _Mapping]] = ..., reason: _Optional[str] = ...) -> None: ...
+    alone: bool
+    def __init__(self, number: _Optional[int] = ..., version: _Optional[_Union[Version, _Mapping]] = ..., reason: _Optional[str] = ..., alone: _Optional[bool] = ...) -> None: ...
 
 class Barred(_message.Message):
     __slots__ = ("lifted", "bars")

@@ -1,4 +1,4 @@
-"""The demo's cluster: nodes on one machine, each a daemon, a torchrun agent with one trainer, and its own directories.
+"""The demo's cluster: nodes on one machine, each a daemon, an agent with one trainer, and its own directories.
 
 A node is lost as a machine would be: everything of it is killed at once, then its memory and its directory are gone.
 """
@@ -31,6 +31,7 @@ from ckptd.daemon.demo.wires import LINKS
 JOB = "demo"
 TRAINER = ["-m", "ckptd.examples.train_gpt"]
 DAEMON_END_S = 5.0
+ORPHANS_S = 2.0
 STATUS_S = 20.0
 RDZV = "is_host=0,join_timeout=60,last_call_timeout=1,keep_alive_interval=1,keep_alive_max_attempt=3"
 """torchrun's rendezvous: the store is hosted by none of the agents, and a silent agent is dropped after 3 s, not 15."""
@@ -141,12 +142,12 @@ class Cluster:
         return (self.layout.run_dir(node) / "ckptd.sock").exists()
 
     def start_agent(self, node: int) -> None:
-        """Start the node's agent, which starts its trainer when all nodes are there: torchrun's, or `ckptd run` for a fault
-        that nobody else is to notice."""
+        """Start the node's agent, which starts its trainer when all nodes are there."""
         nodes, address = self.options.nodes, address_of(node)
         more = {"CKPTD_RUN_DIR": str(self.layout.run_dir(node)), "CKPTD_JOB": JOB}
-        if self.options.fault:
+        if self.options.launcher == "ckptd":
             run = [*ckptd_command(), "run", f"--nnodes={nodes}", "--nproc-per-node=1", f"--local-addr={address}"]
+            run += ["--warm-workers"] if self.options.warm_workers else []
             self.agents[node] = self.launch(f"agent-{node}", [*run, *self.misled(self.trainer("faulty"))], more)
             return
         torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nnodes={nodes}:{nodes}", "--nproc-per-node=1"]
@@ -227,7 +228,7 @@ class Cluster:
             kill([member for launcher in launchers for member in launcher.family()])
             terminate([*launchers, *servants], DAEMON_END_S)
         finally:  # also when a second Ctrl-C came
-            strays = sweep(self.layout.name)
+            strays = sweep(self.layout.name, ORPHANS_S)
             for directory in (self.layout.segments, self.layout.temporary):
                 shutil.rmtree(directory, ignore_errors=True)
             self.layout.secret.unlink(missing_ok=True)

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+
+
+class Launcher(Enum):
+    """What starts the trainers of the demo, and starts them again."""
+
+    CKPTD = "ckptd"
+    TORCHRUN = "torchrun"
 
 
 def demo(
@@ -23,11 +31,17 @@ def demo(
     fault: Annotated[
         str | None,
         typer.Option(
-            help="Left to ckptd to notice. Of --kill-ranks: kill-rank, hang, gil, loader, stop, slow-rank. Of --lose-nodes: "
-            "kill-node. Of the link between two --lose-nodes (default: 1,2): slow-link, lossy-link, cut-link.",
+            help="Its verdict has to be right. Of --kill-ranks: kill-rank, hang, gil, loader, stop, slow-rank. Of "
+            "--lose-nodes: kill-node. Of the link between two --lose-nodes (default: 1,2): slow-link, lossy-link, cut-link.",
             show_default=False,
         ),
     ] = None,
+    launcher: Annotated[
+        Launcher, typer.Option(help="Who restarts: `ckptd run`, or torchrun without any part of ckptd in it.")
+    ] = Launcher.CKPTD,
+    warm_workers: Annotated[
+        bool, typer.Option("--warm-workers", help="Fork trainers from a server that has torch loaded.")
+    ] = False,
     at_step: Annotated[int | None, typer.Option(help="When (default: in the middle).", show_default=False)] = None,
     steps: Annotated[
         int | None, typer.Option(help="Length of the training (default 40, with a bad link 60).", show_default=False)
@@ -51,6 +65,8 @@ def demo(
         lose_nodes=None if lose_nodes is None else parse_indices(lose_nodes, "--lose-nodes"),
         kill_ranks=parse_indices(kill_ranks or "", "--kill-ranks"),
         fault=fault or "",
+        launcher=launcher.value,
+        warm_workers=warm_workers,
         at_step=at_step,
         steps=steps or (LINK_STEPS if fault in LINKS else 40),
         seed=seed,

@@ -1,4 +1,4 @@
-"""What ckptd has made of the demo's fault, beside the truth: from the incident record of the collector's daemon. Pure."""
+"""What ckptd has made of the demo's fault, beside the truth: from the incident records of the daemons. Pure."""
 
 from __future__ import annotations
 
@@ -56,11 +56,8 @@ class Judged:
 
     injected: Injected
     incident: Mapping[str, Any] | None
-
-    @property
-    def told_by(self) -> str:
-        """Who tells the incident's entries among the events; '' without one."""
-        return f"incident {self.incident['id']}" if self.incident else ""
+    told_by: str = ""
+    """Who tells the incident's entries among the events; '' without one."""
 
     @property
     def verdict(self) -> dict[str, Any] | None:
@@ -95,22 +92,31 @@ class Judged:
         }
 
 
-def records(events: Iterable[Event]) -> dict[int, list[dict[str, Any]]]:
-    """The entries of each incident record among the events, by its number, ascending."""
-    found: dict[int, list[dict[str, Any]]] = {}
+def records(events: Iterable[Event]) -> dict[str, list[dict[str, Any]]]:
+    """The entries of each incident record among the events, by who tells them (`teller`), the oldest record first."""
+    found: dict[str, list[dict[str, Any]]] = {}
     for event in events:
         if event.told_by.startswith("incident "):
-            entry = {"t": event.t, "event": event.name, **event.fields}
-            found.setdefault(int(event.told_by.split()[1]), []).append(entry)
-    return dict(sorted(found.items()))
+            found.setdefault(event.told_by, []).append({"t": event.t, "event": event.name, **event.fields})
+    return dict(sorted(found.items(), key=lambda record: record[1][0]["t"]))
+
+
+def teller(number: int, where: str) -> str:
+    """Who tells the entries of an incident that was recorded at a node, in words."""
+    return f"incident {number} of {where}"
+
+
+def summed(told_by: str, entries: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """What one of the `records` comes to."""
+    return summary(int(told_by.split()[1]), entries)
 
 
 def judged(injected: Injected, events: Iterable[Event], t_fault: float) -> Judged:
     """Find the verdict in the entries of the incident records: the first that was opened after the fault."""
-    for number, entries in records(events).items():
+    for told_by, entries in records(events).items():
         if entries[0]["t"] < t_fault or entries[0].get("verdict", {}).get("class") == NOBODY:
             continue
-        return Judged(injected, summary(number, entries))
+        return Judged(injected, summed(told_by, entries), told_by)
     return Judged(injected, None)
 
 

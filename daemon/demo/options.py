@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from ckptd.ckpt.errors import UsageError
 from ckptd.daemon.demo.judged import CLASSES
@@ -58,8 +59,12 @@ class DemoOptions:
     kill_ranks: tuple[int, ...] = ()
     """Trainers to kill while their nodes live."""
     fault: str = ""
-    """One that nobody but ckptd notices: launched by `ckptd run`, with `kill_ranks` or `lose_nodes` as whom it befalls (rank
-    or node 1; of a link nodes 1 and 2). '': trainers and nodes are killed, and torchrun restarts."""
+    """What befalls `kill_ranks` or `lose_nodes` (rank or node 1; of a link nodes 1 and 2), and has to be called so.
+    '': trainers and nodes are killed."""
+    launcher: Literal["ckptd", "torchrun"] = "ckptd"
+    """`ckptd run`: nobody but ckptd notices and restarts. Or torchrun with a store of its own, without ckptd's part."""
+    warm_workers: bool = False
+    """Whether `ckptd run` forks trainers from a server that has torch loaded."""
     at_step: int | None = None
     """The fault happens when every rank has finished this step. None: in the middle."""
     steps: int = 40
@@ -95,6 +100,8 @@ class DemoOptions:
             raise UsageError(f"persist_every {self.persist_every}: expected 1 or more")
         if self.timeout_s <= 0:
             raise UsageError(f"timeout_s {self.timeout_s}: expected a positive number of seconds")
+        if self.launcher != "ckptd" and (self.fault or self.warm_workers):
+            raise UsageError("--fault and --warm-workers need --launcher ckptd: torchrun knows nothing of either")
         self._check_fault()
         check_indices("--lose-nodes", self.lost, self.nodes)
         check_indices("--kill-ranks", self.kill_ranks, self.nodes)
@@ -108,11 +115,8 @@ class DemoOptions:
         if self.fault and self.fault not in CLASSES:
             raise UsageError(f"--fault {self.fault}: expected one of {', '.join(CLASSES)}")
         if self.fault == "kill-node":
-            if self.kill_ranks or 0 in self.lost:
-                raise UsageError(
-                    "--fault kill-node takes --lose-nodes, and not node 0, the collector: its successor acts on that loss, "
-                    "too, but has not seen the job before and records no verdict"
-                )
+            if self.kill_ranks or len(self.lost) == self.nodes:
+                raise UsageError("--fault kill-node takes --lose-nodes, and leaves one node that can tell")
         elif self.fault in LINKS:
             self._check_link()
         elif self.fault and self.lose_nodes is not None:

@@ -90,13 +90,17 @@ def terminate(processes: Sequence[Process], timeout_s: float) -> None:
             reap(process, 5.0)
 
 
-def sweep(mark: str) -> list[int]:
-    """SIGKILL whatever still carries this mark in its environment, and return the pids: there should be none."""
+def sweep(mark: str, grace_s: float = 0.0) -> list[int]:
+    """SIGKILL whatever still carries this mark in its environment after `grace_s`; returns the pids: there should be none.
+
+    Python's fork server and resource tracker end by themselves, a moment after who started them.
+    """
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             if process.pid != os.getpid() and process.environ().get(MARK) == mark:
                 found.append(process)
-    kill(found)
-    psutil.wait_procs(found, timeout=5.0)
-    return [process.pid for process in found]
+    _, left = psutil.wait_procs(found, timeout=grace_s)
+    kill(left)
+    psutil.wait_procs(left, timeout=5.0)
+    return [process.pid for process in left]

@@ -61,6 +61,8 @@ class Report:
     events: tuple[Event, ...]
     judged: Judged | None = None
     """What ckptd made of a fault that nobody else was to notice."""
+    launched: str = ""
+    """How the trainers were started again, in words."""
 
     @property
     def lost_steps(self) -> int:
@@ -76,6 +78,7 @@ class Report:
             "restored_step": self.restored_step,
             "restored_from": self.restored_from,
             "reason": self.reason,
+            "launched": self.launched,
             "lost_steps": self.lost_steps,
             "t_start": self.t_start,
             "t_fault": self.t_fault,
@@ -160,9 +163,10 @@ def build_report(
     t_start: float,
     t_fault: float,
     injected: Injected | None = None,
+    launched: str = "",
 ) -> Report:
     """Put the report together; `statuses` is what each node said about itself at the end, in their order. `injected`: the
-    truth about a fault that is to be judged."""
+    truth about a fault that is to be judged; `launched`: how the trainers were started again, in words."""
     ranks = nodes  # each has one
     events = sorted(faulty, key=lambda event: event.t)
     reached, restored, first_step = lives_of(events, ranks)
@@ -170,7 +174,7 @@ def build_report(
     found = judged(injected, events, t_fault) if injected else None
     if not of_trainers(after, "restored"):  # nobody had to begin anew
         reached, restored, first_step = 0, 0, None
-    if found is None:
+    if found is None or found.incident is None:
         detected = [event.t for event in after if event.name in ("node_lost", "rank_lost")]
     else:
         detected = [event.t for event in after if event.name == "opened" and event.told_by == found.told_by]
@@ -200,6 +204,7 @@ def build_report(
         comparison=compare(reference, faulty, ranks=ranks, steps=steps),
         events=tuple(events),
         judged=found,
+        launched=launched,
     )
 
 
@@ -226,7 +231,8 @@ def table_of(report: Report) -> Table:
     if report.seconds.t_rebuilt is not None:
         table.add_row("t_rebuilt", after_fault(report.seconds.t_rebuilt))
     table.add_row("t_state_ready", after_fault(report.seconds.t_state_ready))
-    table.add_row("t_first_step", after_fault(report.seconds.t_first_step), end_section=True)
+    by = f" ({report.launched})" if report.launched else ""
+    table.add_row("t_first_step", after_fault(report.seconds.t_first_step) + by, end_section=True)
     for node, (payload, parity) in enumerate(zip(report.payload_bytes, report.parity_bytes, strict=True)):
         table.add_row(f"memory of node {node}", f"data {megabytes(payload)}, parity {megabytes(parity)}")
     table.add_section()

@@ -9,7 +9,7 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -19,7 +19,7 @@ from rich.console import Console
 from ckptd.ckpt.errors import CkptdError, UsageError
 from ckptd.daemon.demo.cluster import Cluster
 from ckptd.daemon.demo.faulty import FAULTS
-from ckptd.daemon.demo.judged import Injected
+from ckptd.daemon.demo.judged import Injected, teller
 from ckptd.daemon.demo.linked import LinkedCluster, LinkedStage
 from ckptd.daemon.demo.options import DemoOptions, Layout
 from ckptd.daemon.demo.report import build_report, table_of
@@ -80,31 +80,43 @@ def perform(options: DemoOptions, stage: Stage) -> int:
     stage.say(f"{model}, learns the standard library's sources for {options.steps} steps", "bold")
     nodes = f"{options.nodes} nodes with parity {options.parity}" if options.nodes > 1 else "one node"
     stage.say(f"{nodes}; a snapshot at every step, every {options.persist_every} steps one goes to storage", "bold")
-    if not options.fault:
+    if options.launcher == "torchrun":
         stage.cluster.start_store()
     reference = uninterrupted(options, stage)
     faulty, statuses, t_fault = recovered(options, stage)
     report = build_report(
         reference, faulty, statuses, steps=options.steps, t_start=stage.t_start, t_fault=t_fault, nodes=options.nodes,
-        injected=injected(options),
+        injected=injected(options), launched=launched(options),
     )  # fmt: skip
     stage.console.print(table_of(report))
     if options.report:
         options.report.write_text(json.dumps(report.as_json(), indent=2) + "\n")
         stage.say(f"report: {options.report}")
-    if report.judged and not report.judged.right:
+    wrong = bool(options.fault) and report.judged is not None and not report.judged.right
+    if wrong:
         stage.say("the verdict is not what was injected", "bold red")
     if report.comparison.bit_exact:
         stage.say("the recovered run is bit-identical to the uninterrupted one", "bold green")
-        return int(report.judged is not None and not report.judged.right)
+        return int(wrong)
     stage.say("the recovered run differs from the uninterrupted one", "bold red")
     return 1
 
 
 def injected(options: DemoOptions) -> Injected | None:
-    """The truth about the fault that is to be judged; rank I lives on node I."""
+    """The truth about the fault, where it is one of those that have a name and somebody is left to tell; rank I lives on
+    node I."""
+    mixed, nobody = bool(options.lost and options.killed), len(options.lost) == options.nodes
+    if options.launcher != "ckptd" or mixed or nobody:
+        return None
     struck = tuple(sorted(options.lost or options.killed))
-    return Injected(options.fault, struck, struck, options.link) if options.fault else None
+    return Injected(options.fault or ("kill-node" if options.lost else "kill-rank"), struck, struck, options.link)
+
+
+def launched(options: DemoOptions) -> str:
+    """How the trainers are started and started again, in words."""
+    if options.launcher == "torchrun":
+        return "torchrun"
+    return f"`ckptd run`, {'warm' if options.warm_workers else 'cold'} trainers"
 
 
 def uninterrupted(options: DemoOptions, stage: Stage) -> Sequence[Event]:
@@ -121,12 +133,10 @@ def uninterrupted(options: DemoOptions, stage: Stage) -> Sequence[Event]:
 def recovered(options: DemoOptions, stage: Stage) -> tuple[Sequence[Event], Sequence[Mapping[str, Any]], float]:
     """Train with checkpoints and the fault; returns all events, what each node says at the end, and when it struck."""
     stage.begin_run("faulty", options.timeout_s, options.steps)
-    agent = "`ckptd run`" if options.fault else "a torchrun agent"
-    stage.say(f"the same with checkpoints: on each node a daemon and {agent}", "bold")
+    stage.say(f"the same with checkpoints: on each node a daemon and {launched(options)}", "bold")
     nodes = range(options.nodes)
     follow_trainers(stage, "faulty")
-    if options.fault:
-        follow_incidents(stage)
+    follow_incidents(stage, nodes, "node")
     start_nodes(stage, nodes)
     stage.until(f"step {options.fault_step} on every rank", lambda: stage.progress.step >= options.fault_step)
     if stage.progress.finished:
@@ -134,6 +144,7 @@ def recovered(options: DemoOptions, stage: Stage) -> tuple[Sequence[Event], Sequ
 
     t_fault = strike(options, stage)
     if options.lost:
+        follow_incidents(stage, options.lost, "the new node")
         start_nodes(stage, options.lost)
     stage.until("the end of the training", lambda: all(agent.code == 0 for agent in stage.cluster.agents.values()))
     stage.poll()
@@ -148,11 +159,12 @@ def follow_trainers(stage: Stage, run: str) -> None:
         stage.watch.follow(stage.cluster.layout.trainer_log(run, rank), "trainer")
 
 
-def follow_incidents(stage: Stage) -> None:
-    """The records of node 0, whose daemon is the collector."""
-    directory = stage.cluster.layout.run_dir(0) / "incidents"
-    for number in range(1, INCIDENTS_MAX + 1):
-        stage.watch.follow(directory / f"{number:06d}.jsonl", f"incident {number}")
+def follow_incidents(stage: Stage, nodes: Iterable[int], what: str) -> None:
+    """The records of these nodes: of the collector's, node 0, and of who follows it should that one be lost."""
+    for node in nodes:
+        directory = stage.cluster.layout.run_dir(node) / "incidents"
+        for number in range(1, INCIDENTS_MAX + 1):
+            stage.watch.follow(directory / f"{number:06d}.jsonl", teller(number, f"{what} {node}"))
 
 
 def start_nodes(stage: Stage, nodes: Sequence[int]) -> None:
@@ -163,9 +175,9 @@ def start_nodes(stage: Stage, nodes: Sequence[int]) -> None:
         cluster.start_daemon(node)
         stage.watch.follow(cluster.layout.run_dir(node) / "events.jsonl", "daemon")
     stage.until("the daemons' sockets", lambda: all(map(cluster.daemon_ready, nodes)), READY_S)
-    agent = "`ckptd run`" if cluster.options.fault else "torchrun"
+    agent = "`ckptd run`" if cluster.options.launcher == "ckptd" else "torchrun"
     stage.say(f"{named(nodes)}: daemon ready after {time.monotonic() - begun:.2f} s, starting {agent}")
-    if not cluster.options.fault:
+    if cluster.options.launcher == "torchrun":
         stage.until("the rendezvous store", cluster.store_ready, READY_S)
     for node in nodes:
         cluster.start_agent(node)

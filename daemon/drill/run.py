@@ -64,6 +64,7 @@ class DrillOptions:
             nodes=campaign.nodes,
             parity=campaign.parity,
             kill_ranks=(0,),
+            launcher="torchrun",  # `ckptd run` would start the daemons that are killed here
             steps=steps,
             seed=campaign.seed,
             workdir=self.workdir,

@@ -6,8 +6,8 @@ that dies, a node that is lost) they act on before a verdict is there, and the n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from math import inf
 
 from ckptd.ckpt.inventory import Ledger
@@ -46,6 +46,8 @@ class Scene:
     """A node that has been silent for so long counts as lost in the ledger."""
     before: Predecessor | None = None
     """None where this node has led from the start."""
+    gone: Mapping[int, float] = field(default_factory=dict)
+    """By node that counts as lost: since when it does, on the clock of the verdicts."""
 
     def ranks_lost(self, epoch: int) -> dict[int, int]:
         """By rank of that life, its node: of the nodes that are lost since the collector before this one named them."""
@@ -134,8 +136,7 @@ class Bailiff:
             what = f"node {me} has taken over as collector: it has not heard node {gone}, the collector before,"
             others = [node for node in nodes if node != gone]
             return max(0.0, now - before.heard), f"{what} nor {several(others, 'node')}" if others else what
-        of, at = scene.breach or (None, now)
-        since = max(0.0, now - at) if of == self._life[1] else 0.0
+        since = max(0.0, now - min(scene.gone.get(node, now) for node in nodes))
         return scene.lost_after_s + since, f"the collector has not heard {several(nodes, 'node')}"
 
     def over_since(self, epoch: int, scene: Scene) -> float:

@@ -21,7 +21,23 @@ GROUP = "ckptd.probes"
 FINDINGS_MAX = 8
 FINDING_CHARS = 200
 _INFINIBAND = Path("/sys/class/infiniband")
-_COUNTERS = ("link_downed", "symbol_error", "port_rcv_errors", "port_xmit_discards", "local_link_integrity_errors")
+_COUNTERS = (
+    *(
+        f"counters/{name}"
+        for name in (
+            "link_downed",
+            "symbol_error",
+            "port_rcv_errors",
+            "port_xmit_discards",
+            "local_link_integrity_errors",
+        )
+    ),
+    # RoCE has no symbols to count: what is lost on Ethernet shows where the adapter sends again or gives up.
+    *(
+        f"hw_counters/{name}"
+        for name in ("packet_seq_err", "local_ack_timeout_err", "rnr_nak_retry_err", "req_transport_retries_exceeded")
+    ),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +78,14 @@ class InfinibandProbe:
             if state and "ACTIVE" not in state:
                 wrong.append(f"{where} is {state}")
             for counter in _COUNTERS:
-                path = port / "counters" / counter
+                path = port / counter
                 value = _text(path)
                 if not value.isdecimal():
                     continue
                 before = self._before.get(path)
                 self._before[path] = int(value)
                 if before is not None and int(value) > before:
-                    wrong.append(f"{where}: {counter} grew by {int(value) - before}")
+                    wrong.append(f"{where}: {path.name} grew by {int(value) - before}")
         return Finding(bool(ports), tuple(wrong))
 
 

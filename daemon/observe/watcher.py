@@ -12,8 +12,9 @@ import os
 import select
 import threading
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ckptd.ckpt.config import Config
@@ -64,14 +65,16 @@ class _Here:
     breach: tuple[tuple[int, str], float] | None = None
     """The `order` of the last round that was found over here, and when, of the monotonic clock."""
     before: Predecessor | None = None
-    """By the monotonic clock, too."""
+    gone: Mapping[int, float] = field(default_factory=dict)
+    """Nodes that count as lost here, and since when. Both by the monotonic clock, too."""
 
     def scene(self, lost_after_s: float) -> Scene:
         """The same for the court, by its clock."""
         ahead = steady() - time.monotonic()
         breach = (self.breach[0], self.breach[1] + ahead) if self.breach else None
         before = replace(self.before, heard=self.before.heard + ahead) if self.before else None
-        return Scene(self.ledger, breach, lost_after_s, before)
+        gone = {node: at + ahead for node, at in self.gone.items()}
+        return Scene(self.ledger, breach, lost_after_s, before, gone)
 
 
 class Watcher:
@@ -275,4 +278,5 @@ def _here(node: Node) -> _Here:
     attached = tuple(Attached(rank, trainer.pid, trainer.world, trainer.epoch) for rank, trainer in node.ranks)
     breach, before = node.collector.rounds.breach, node.collector.before
     after = Predecessor(before, node.ledger_heard(before.collector)) if before else None
-    return _Here(attached, node.epoch, node.collector_index(time.monotonic()), node.ledger, breach, after)
+    leads = node.collector_index(time.monotonic())
+    return _Here(attached, node.epoch, leads, node.ledger, breach, after, node.collector.gone_since)

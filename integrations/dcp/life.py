@@ -116,11 +116,16 @@ class Life:
             self._finished = True
             if level == "persisted" and not self._channel.persist(version):
                 raise UsageError(f"{version} is in memory, and there is no storage; start the daemons with --storage")
+            began = time.monotonic()
             reached = self._channel.wait(version, level, timeout_s)
+            waited_s = time.monotonic() - began
         if reached not in LEVELS or LEVELS.index(reached) < LEVELS.index(level):
-            raise Unrecoverable(
-                f"{version} is {reached} after {timeout_s:.0f} s, expected {level}; `ckptd status` says which node is late"
+            why = (
+                "a rank has not saved it, or too many nodes were lost since; save once more"
+                if waited_s < timeout_s
+                else "`ckptd status` says which node is late"
             )
+            raise Unrecoverable(f"{version} is {reached} after {waited_s:.1f} s, expected {level}; {why}")
 
     # ---- loading --------------------------------------------------------------------------------------
 

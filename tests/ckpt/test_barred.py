@@ -13,7 +13,7 @@ from ckptd.ckpt.barred import BARS_MAX, Bar, Barred, merged
 from ckptd.ckpt.model import Version
 
 small = st.integers(0, 20)
-bars = st.builds(Bar, small, st.builds(Version, small, small), st.sampled_from(["a", "b"]))
+bars = st.builds(Bar, small, st.builds(Version, small, small), st.sampled_from(["a", "b"]), st.booleans())
 some = st.builds(lambda lifted, found: merged(Barred(lifted, tuple(found))), small, st.lists(bars, max_size=12))
 
 
@@ -25,6 +25,17 @@ def test_a_bar_is_of_a_step_and_what_was_trained_from_it(version: tuple[int, int
     """Of its life and those before; what a later life captures at the same step is another matter."""
     known = Barred().adding(Version(2, 20), "poison")
     assert known.why(Version(*version)) == ("poison" if covered else "")
+
+
+def test_damaged_bytes_are_of_one_version_alone() -> None:
+    """Later ones, and the same step of other lives, have bytes of their own. What is barred already is not barred twice."""
+    known = Barred().adding(Version(2, 20), "damaged", alone=True)
+    assert known.why(Version(2, 20)) == "damaged"
+    assert not any(map(known.why, (Version(2, 21), Version(1, 20), Version(3, 20))))
+    assert known.adding(Version(2, 20), "again", alone=True) == known
+    later = known.adding(Version(2, 20), "poison")
+    assert later.why(Version(2, 21)) == "poison"
+    assert later.adding(Version(1, 30), "damaged", alone=True) == later
 
 
 def test_the_newest_reason_is_given_and_a_bar_that_says_nothing_new_is_none() -> None:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ckptd.ckpt.barred import Barred
 from ckptd.ckpt.config import Config
 from ckptd.ckpt.errors import UsageError
 from ckptd.ckpt.model import Table, Version
@@ -26,6 +27,32 @@ def test_the_newest_are_kept_and_every_so_many() -> None:
     assert excess(stored, 2, 20) == (Version(1, 10), Version(1, 30))
     assert excess(stored, 0, 20) == ()
     assert excess(stored, 9) == ()
+
+
+def test_what_is_barred_takes_nobody_s_place() -> None:
+    """A job that passes it over has as many steps to go back to as were asked for. It goes with what is as old."""
+    stored = [Version(1, step) for step in (10, 20, 30, 40)] + [Version(2, 25)]
+    barred = Barred().adding(Version(1, 30), "poison")
+    assert excess(stored, 2, barred=barred) == (Version(1, 10),)
+    assert excess([*stored, Version(2, 35)], 2, barred=barred) == stored_before(Version(2, 25), stored)
+    assert excess(stored, 4, barred=barred) == ()
+    steps = [Kept(version, 5.0, True) for version in stored]
+    assert doomed(steps, Rule(last=2), barred) == (Version(1, 10),)
+    assert doomed(steps, Rule(older_than_s=1.0), barred) == stored_before(Version(2, 25), stored)
+
+
+def stored_before(version: Version, stored: list[Version]) -> tuple[Version, ...]:
+    return tuple(sorted(found for found in stored if found < version))
+
+
+def test_the_daemon_s_rule_knows_the_bars() -> None:
+    """Those of the whole job, as the ledger has them."""
+    stored = tuple(Kept(Version(1, step), 5.0, True) for step in (10, 20, 30, 40))
+    duties = Duties(replace(Config(run_dir=Path("/nowhere"), segment_dir=Path("/nowhere")), keep_last=2))
+    duties.publish(Table(Version(2, 15), 1, ()), 0.0)
+    published = ev.Published(Version(2, 15), stored=(*stored, Kept(Version(2, 15), 0.0, True)))
+    effects = duties.published(published, Barred().adding(Version(1, 30), "poison"), 1.0)
+    assert [effect.version.step for effect in effects if isinstance(effect, ev.Remove)] == [10]
 
 
 @given(st.sets(versions), st.integers(2, 5), st.integers(0, 20))
@@ -46,7 +73,7 @@ def test_what_was_published_last_decides() -> None:
     for keep, gone in ((0, []), (2, [Version(1, 10)])):
         duties = Duties(replace(base, keep_last=keep))
         duties.publish(Table(Version(1, 30), 1, ()), 0.0)
-        effects = duties.published(ev.Published(Version(1, 30), stored=stored), 1.0)
+        effects = duties.published(ev.Published(Version(1, 30), stored=stored), Barred(), 1.0)
         assert [effect.version for effect in effects if isinstance(effect, ev.Remove)] == gone
 
 
@@ -61,7 +88,7 @@ def removed(stored: list[Kept], newest: int, **settings: float) -> list[int]:
     """The steps that a daemon removes when it has published `newest`."""
     duties = Duties(replace(Config(run_dir=Path("/nowhere"), segment_dir=Path("/nowhere")), **settings))  # type: ignore[arg-type]
     duties.publish(Table(Version(1, newest), 1, ()), 0.0)
-    effects = duties.published(ev.Published(Version(1, newest), stored=tuple(stored)), 1.0)
+    effects = duties.published(ev.Published(Version(1, newest), stored=tuple(stored)), Barred(), 1.0)
     return [effect.version.step for effect in effects if isinstance(effect, ev.Remove)]
 
 

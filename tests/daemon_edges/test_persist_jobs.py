@@ -12,7 +12,8 @@ import pytest
 from tests.daemon_edges.nodes import NodesHere, nodes_here
 from tests.payload import bytes_of, flip
 
-from ckptd.ckpt.errors import CorruptionError
+from ckptd.ckpt.client import Stretch
+from ckptd.ckpt.errors import CorruptionError, Unrecoverable
 from ckptd.ckpt.model import PIECE, Table, Version
 from ckptd.daemon import events as ev
 
@@ -151,6 +152,26 @@ def test_verify_names_what_is_wrong_on_storage(nodes: NodesHere) -> None:
     forget(nodes)
     with pytest.raises(CorruptionError, match="rank-00001"):
         nodes[0].jobs.gather(nodes.ledger(), V)
+
+
+def test_a_restore_that_finds_storage_spoiled_says_which_version(nodes: NodesHere) -> None:
+    """Whether all of it is brought or a part; not as long as memory has it, and not of one that can't be read just now."""
+    table = nodes.capture(V, SIZES)
+    write(nodes, table)
+    nodes[0].jobs.publish(ev.Publish(table))
+    (step,) = nodes[0].jobs.stored()
+    flip(step.path / "rank-00001.safetensors", 8_999_999)
+    said: list[tuple[Version, str]] = []
+    nodes[0].jobs.on_spoiled = lambda version, reason: said.append((version, reason))
+    nodes[0].jobs.gather(nodes.ledger(), V)
+    assert said == []
+    forget(nodes)
+    with pytest.raises(CorruptionError):
+        nodes[0].jobs.gather(nodes.ledger(), V)
+    with pytest.raises(Unrecoverable):
+        nodes[0].jobs.open(nodes.ledger(), V).bring([Stretch(1, 0, 1)])
+    assert [version for version, _ in said] == [V, V]
+    assert "rank-00001.safetensors does not match its manifest" in said[0][1]
 
 
 def test_verify_during_training_gives_no_false_alarm(nodes: NodesHere, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -241,7 +241,8 @@ def test_what_is_barred_is_shown_with_its_reason_and_not_restored(node: Node) ->
     whole = ledger(report(0, V1, V2, parity=True), report(1, V1, V2, parity=True), sealed=V2)
     node.ledger = replace(whole, barred=Barred().adding(V2, "trainers crashed 2 times at step 21 after it"))
     status = views.status(node, USAGE)
-    assert status["barred"] == [{"epoch": 1, "step": 20, "reason": "trainers crashed 2 times at step 21 after it"}]
+    why = "trainers crashed 2 times at step 21 after it"
+    assert status["barred"] == [{"epoch": 1, "step": 20, "reason": why, "alone": False}]
     assert (status["captured"], status["losses_tolerated"]) == (views.named(V2), 1)
     shown = printed(tables.status(status))
     assert "step 20 on, to epoch 1, is barred  trainers crashed 2 times at step 21 after it" in shown
@@ -253,6 +254,8 @@ def test_what_is_barred_is_shown_with_its_reason_and_not_restored(node: Node) ->
     assert listing["next_restore"] == views.named(V1)
     shown = printed(tables.steps(listing))
     assert "barred: trainers crashed 2 times" in shown
+    node.ledger = replace(whole, barred=Barred().adding(V2, "damaged", alone=True))
+    assert "step 20 of epoch 1 is barred  damaged" in printed(tables.status(views.status(node, USAGE)))
     assert "passed over step 20 (epoch 1): trainers crashed 2 times" in shown
 
 

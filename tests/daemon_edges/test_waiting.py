@@ -19,6 +19,7 @@ from ckptd.ckpt.model import Version
 from ckptd.daemon import tables
 
 SIZE = 1000
+WAIT_S = 60.0
 
 
 @pytest.fixture
@@ -102,4 +103,36 @@ def test_a_step_is_persisted_when_somebody_asks(config: Config, tmp_path: Path, 
         assert lag_s >= 0.0
         assert [path.name for path in (tmp_path / "p").rglob("step-*")] == ["step-000000000007.e0001"] * stored
         for client in (first, second):
+            client.close()
+
+
+@pytest.mark.parametrize("passed", ["a newer one is begun", "it is given up"])
+def test_what_a_rank_has_passed_over_is_not_waited_for(config: Config, passed: str) -> None:
+    """Nobody can complete it any more, so the others learn at once how far it has come."""
+    with daemon_here(config), ThreadPoolExecutor(1) as elsewhere:
+        first, second, epoch = two_ranks(config)
+        version = Version(epoch, 5)
+        capture(first, 0, version)
+        waiting = elsewhere.submit(first.wait, version, "sealed", WAIT_S)
+        if passed == "it is given up":
+            slot = second.begin(version, SIZE)
+            assert slot is not None
+            second.abort(slot, version, "written to meanwhile")
+        else:
+            assert second.begin(Version(epoch, 6), SIZE) is not None
+        assert waiting.result(WAIT_S / 2) == "captured"
+        for client in (first, second):
+            client.close()
+
+
+def test_storage_that_is_not_there_is_not_waited_for(config: Config) -> None:
+    with daemon_here(config), ThreadPoolExecutor(1) as elsewhere:
+        first, second, epoch = two_ranks(config)
+        version = Version(epoch, 5)
+        waits = Client(config.run_dir, JOB)
+        waiting = elsewhere.submit(waits.wait, version, "persisted", WAIT_S)
+        for rank, client in enumerate((first, second)):
+            capture(client, rank, version)
+        assert waiting.result(WAIT_S / 2) == "sealed"
+        for client in (first, second, waits):
             client.close()

@@ -1,4 +1,4 @@
-"""The whole thing on real processes: daemons, torchrun agents and trainers; small, but nothing is pretended."""
+"""The whole thing on real processes: daemons, agents and trainers; small, but nothing is pretended."""
 
 from __future__ import annotations
 
@@ -73,13 +73,18 @@ def test_lost_nodes_are_rebuilt_from_parity(tmp_path: Path) -> None:
 
 
 def test_a_killed_trainer_restores_from_its_own_slot(tmp_path: Path) -> None:
-    code, report, text = perform(replace(SMALL, kill_ranks=(1,)), tmp_path)
+    """Nobody but ckptd notices and restarts; the report has its verdict beside the truth, and how trainers were started."""
+    code, report, text = perform(replace(SMALL, kill_ranks=(1,), warm_workers=True), tmp_path)
     assert code == 0, text
     check_recovery(report, "own")
+    assert report["injected"] == {"fault": "kill-rank", "ranks": [1], "nodes": [1]}
+    assert (report["verdict"]["class"], report["verdict_right"]) == ("crash", True)
+    assert report["launched"] == "`ckptd run`, warm trainers"
 
 
 def test_the_loss_of_all_nodes_falls_back_to_storage_and_says_so(tmp_path: Path) -> None:
-    code, report, text = perform(replace(SMALL, lose_nodes=(0, 1)), tmp_path)
+    """With torchrun, which knows nothing of ckptd."""
+    code, report, text = perform(replace(SMALL, lose_nodes=(0, 1), launcher="torchrun"), tmp_path)
     assert code == 0, text
     check_recovery(report, "storage")
     assert report["restored_step"] % SMALL.persist_every == 0

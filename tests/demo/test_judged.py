@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from ckptd.daemon.demo.judged import NOBODY, Injected, add_rows, describe_entry, judged
+from ckptd.daemon.demo.judged import NOBODY, Injected, add_rows, describe_entry, judged, records, summed, teller
 from ckptd.daemon.demo.watch import Event
 
 T_FAULT = 100.0
@@ -22,7 +22,7 @@ def verdict(named: str = "non-communication hang", *ranks: int) -> dict[str, Any
 
 
 def entry(number: int, t: float, name: str, **fields: Any) -> Event:
-    return Event(t, f"incident {number}", name, fields)
+    return Event(t, teller(number, "node 0"), name, fields)
 
 
 def record(number: int, t: float, said: dict[str, Any]) -> list[Event]:
@@ -75,6 +75,19 @@ def test_what_all_suffer_alike_is_not_the_fault() -> None:
     """A busy machine makes all steps slow."""
     events = [*record(1, 101.0, verdict(NOBODY)), *record(2, 106.0, verdict("non-communication hang", 1))]
     assert judged(HANG, events, T_FAULT).right
+
+
+def test_records_of_several_nodes_are_told_apart() -> None:
+    """Each node counts its own, and a node that comes anew begins again; the first after the fault is the one."""
+    said = verdict("node lost") | {"suspects": {"ranks": [0], "nodes": [0], "links": []}}
+    of_node_0 = record(1, 90.0, verdict("crash", 2))
+    after = [Event(e.t, teller(1, "node 1"), e.name, e.fields) for e in record(1, 102.0, said)]
+    later = [Event(e.t, teller(1, "the new node 0"), e.name, e.fields) for e in record(1, 104.0, verdict("crash", 1))]
+    found = judged(Injected("kill-node", (0,), (0,)), [*later, *after, *of_node_0], T_FAULT)
+    assert found.right
+    assert found.told_by == "incident 1 of node 1"
+    told = records([*later, *after, *of_node_0])
+    assert [summed(*item)["times"]["t_detected"] for item in told.items()] == [90.0, 102.0, 104.0]
 
 
 def test_the_running_account_tells_what_is_judged_and_done() -> None:

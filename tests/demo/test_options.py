@@ -49,6 +49,7 @@ def test_a_fault_that_ckptd_is_to_notice_befalls_rank_1_or_whom_it_is_said_to(fa
 def test_a_node_that_ckptd_is_to_miss_is_node_1_or_another_one() -> None:
     assert (DemoOptions(fault="kill-node").lost, DemoOptions(fault="kill-node").killed) == ((1,), ())
     assert DemoOptions(fault="kill-node", lose_nodes=(2,)).lost == (2,)
+    assert DemoOptions(fault="kill-node", lose_nodes=(0,)).lost == (0,)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +69,9 @@ def test_a_node_that_ckptd_is_to_miss_is_node_1_or_another_one() -> None:
         ({"persist_every": 0}, "persist_every 0"),
         ({"fault": "meteor"}, "--fault meteor: expected one of kill-rank"),
         ({"fault": "hang", "lose_nodes": (1,)}, "say --kill-ranks"),
-        ({"fault": "kill-node", "lose_nodes": (0,)}, "not node 0"),
+        ({"fault": "kill-node", "lose_nodes": (0, 1, 2, 3)}, "leaves one node that can tell"),
+        ({"fault": "hang", "launcher": "torchrun"}, "need --launcher ckptd"),
+        ({"warm_workers": True, "launcher": "torchrun"}, "need --launcher ckptd"),
         ({"fault": "kill-node", "kill_ranks": (1,)}, "takes --lose-nodes"),
         ({"fault": "gil", "kill_ranks": (4,)}, "--kill-ranks 4"),
         ({"fault": "slow-link", "nodes": 2}, "take 3 or more"),

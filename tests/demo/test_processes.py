@@ -90,3 +90,15 @@ time.sleep(60)
         child = int(wait_for_line(tmp_path / "log"))
         demo.kill()
     assert gone(child)
+
+
+def test_what_ends_by_itself_is_no_stray(tmp_path: Path) -> None:
+    """A moment is granted: Python's own helpers end after who started them."""
+    mark = f"test-{os.getpid()}-brief"
+    environment = {**os.environ, MARK: mark}
+    brief = [sys.executable, "-c", "import sys; sys.stdin.read()"]
+    process = start("brief", brief, log=tmp_path / "log", environment=environment)
+    assert process.popen.stdin
+    process.popen.stdin.close()
+    assert sweep(mark, 20.0) == []
+    assert reap(process, 5.0)

@@ -68,19 +68,25 @@ def report_of(faulty: list[Event], reference: list[Event] | None = None, injecte
         t_start=50.0,
         t_fault=T_FAULT,
         injected=injected,
+        launched="`ckptd run`, warm trainers",
     )
 
 
 def test_a_fault_that_is_to_be_judged_is_detected_when_it_is_named() -> None:
-    """Not when a daemon notices that its trainer was ended; and a slow rank may cost no step at all."""
+    """Not when its trainer is seen to have ended, unless nobody names it; and a slow rank may cost no step at all."""
     named = {"class": "crash", "suspects": {"ranks": [1], "nodes": [1], "links": []}, "reason": "it went"}
-    opened = Event(102.0, "incident 1", "opened", {"verdict": named, "t_detected": 102.0})
-    decided = Event(102.0, "incident 1", "decided", {"decision": {"act": "restart in place", "done": "asked"}})
+    opened = Event(102.0, "incident 1 of node 0", "opened", {"verdict": named, "t_detected": 102.0})
+    decided = Event(
+        102.0, "incident 1 of node 0", "decided", {"decision": {"act": "restart in place", "done": "asked"}}
+    )
     report = report_of([*interrupted(), opened, decided], injected=Injected("kill-rank", (1,), (1,)))
     told = report.as_json()
     assert (told["seconds"]["t_detected"], told["verdict"], told["verdict_right"]) == (2.0, named, True)
     assert told["restored_from"] == "parity"
     assert any("crash" in str(cell) for column in table_of(report).columns for cell in column.cells)
+
+    unnamed = report_of(interrupted(), injected=Injected("kill-node", (1,), (1,))).as_json()
+    assert (unnamed["seconds"]["t_detected"], unnamed["verdict"]) == (0.5, None)
 
     unharmed = report_of(life(95.0, 0, 6, done=True), injected=Injected("slow-rank", (1,), (1,))).as_json()
     assert (unharmed["lost_steps"], unharmed["seconds"]["t_first_step"], unharmed["verdict"]) == (0, None, None)
@@ -97,6 +103,7 @@ def test_a_recovery_from_parity_is_told_in_numbers() -> None:
         "restored_step": 3,
         "restored_from": "parity",
         "reason": "node 1 [lost]",
+        "launched": "`ckptd run`, warm trainers",
         "lost_steps": 1,
         "t_start": 50.0,
         "t_fault": 100.0,
@@ -130,7 +137,7 @@ def test_the_table_says_the_same() -> None:
         "0.50 s after the fault",
         "1.50 s after the fault",
         "1.75 s after the fault",
-        "6.25 s after the fault",
+        "6.25 s after the fault (`ckptd run`, warm trainers)",
         "data 13.0 MB, parity 13.0 MB",
         "bit-identical: all 14 of both runs",
         "bit-identical: ab12",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ckptd.integrations.agent import first_of
+from ckptd.ckpt.config import Timing
+from ckptd.integrations.agent import first_of, patience_s
 
 
 @pytest.mark.parametrize(
@@ -31,3 +32,10 @@ from ckptd.integrations.agent import first_of
 def test_who_has_ended_first(ended: dict[int, int], noticed: set[int], first: tuple[int, int]) -> None:
     """A signal comes before an error, and the SIGTERM that torch sends to the siblings before nothing."""
     assert first_of(ended, noticed) == first
+
+
+def test_a_failure_that_would_end_the_job_is_held_against_the_others_for_longer() -> None:
+    """A node that is lost is missed after 2 s, and its peers may fail at once; who was killed has nothing to wait for."""
+    assert [patience_s(certain=True, left=left) for left in (3, 0)] == [0.0, 0.0]
+    assert patience_s(certain=False, left=1) < 1.0
+    assert patience_s(certain=False, left=0) > Timing().lost_after_s + Timing().report_every_s

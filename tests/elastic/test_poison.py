@@ -27,5 +27,5 @@ def test_a_job_that_crashes_again_at_the_same_step_goes_on_from_an_older_one() -
         why = f"trainers crashed 2 times at step {DIES_AFTER} after it"
         assert [item["decision"]["retreat"] for item in found] == [{"step": 16, "reason": why}, None]
         assert [item["chosen"]["step"] for item in found] == [8, 16]
-        assert cluster.document(0, "Status")["barred"] == [{"epoch": 2, "step": 16, "reason": why}]
+        assert cluster.document(0, "Status")["barred"] == [{"epoch": 2, "step": 16, "reason": why, "alone": False}]
         assert f"passed over step 16 (epoch 1): {why}" in cluster.events(0, "decided")[-1]["reason"]

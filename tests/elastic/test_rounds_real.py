@@ -61,16 +61,18 @@ def test_two_nodes_and_a_spare_survive_a_killed_rank_a_stopped_one_and_the_loss_
 
 
 def test_a_plain_torchrun_is_isolated_with_its_own_exit_code_and_the_others_go_on_until_they_give_up() -> None:
-    """With the backend as a plug-in, and without TORCH_DISABLE_SHARE_RDZV_TCP_STORE."""
+    """With the backend as a plug-in, without TORCH_DISABLE_SHARE_RDZV_TCP_STORE, and beside a trainer that is stopped."""
     with Cluster(3, parity=1) as cluster, agents() as job:
         begun = now()
         start(job, cluster, 0, 1, command=TORCHRUN)
-        job.training(4, begun)
+        first = job.training(4, begun)
         start(job, cluster, 2, command=TORCHRUN)
         until(lambda: "a place: round 1 has all 2" in job.log("2"), "the spare waiting", 60.0)
 
+        os.kill(first[0]["pid"], signal.SIGSTOP)
         cluster.client(0).restart("it is slow", isolate=[1])
         second = job.restarted(4)
+        assert max(formed_after_s(cluster, 0)) < REFORM_S
         assert {second[rank]["node"] for rank in range(4)} == {"0", "2"}
         assert job.processes["1"].wait(10.0) == ISOLATED_EXIT
         assert "this node is isolated: it is slow" in job.log("1")

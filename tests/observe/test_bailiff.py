@@ -198,6 +198,19 @@ def test_a_lost_node_is_a_verdict_of_the_membership_and_its_place_stays_free() -
     assert trial.job.ledger.isolations == ()
 
 
+def test_how_long_a_lost_node_was_silent_does_not_follow_from_why_the_round_ended() -> None:
+    """Its peers may die of a broken connection at once, and end the round before anybody misses the node."""
+    trial = Trial(running(2), world=2)
+    trial.job.join(0, reason="rank 0 ended with exit code 1")
+    trial.job.passes(1.5)
+    trial.job.lost.add(1)
+    trial.job.tell()
+    scene = replace(trial.scene, gone={1: trial.job.now})
+    trial.job.passes(0.25)
+    (verdict,) = trial.bailiff.lost([0, 1], trial.epoch, scene, trial.job.now)
+    assert dict(verdict.evidence) == {"silent_s": scene.lost_after_s + 0.25}
+
+
 def test_a_node_that_is_slow_for_long_is_isolated_and_let_in_again_later() -> None:
     """Ski rental: when its slowness has cost as much as a restart, and a spare waits. The isolation has an end."""
     trial = Trial(running(3, 2, 2), costs=Costs(restart_s=10.0, isolate_s=100.0))

@@ -56,6 +56,20 @@ def test_infiniband_counts_what_grows(tmp_path: Path) -> None:
     assert probe.look().wrong == ("mlx5_0 port 1 is 1: DOWN", "mlx5_0 port 1: link_downed grew by 2")
 
 
+def test_roce_counts_what_has_to_be_sent_again(tmp_path: Path) -> None:
+    """Its losses are none of InfiniBand's own counters."""
+    port = tmp_path / "rocep1s0" / "ports" / "1"
+    (port / "hw_counters").mkdir(parents=True)
+    (port / "state").write_text("4: ACTIVE\n")
+    for name in ("packet_seq_err", "rx_read_requests"):
+        (port / "hw_counters" / name).write_text("1000\n")
+    probe = InfinibandProbe(tmp_path)
+    assert probe.look() == Finding(here=True)
+    for name in ("packet_seq_err", "rx_read_requests"):
+        (port / "hw_counters" / name).write_text("1042\n")
+    assert probe.look().wrong == ("rocep1s0 port 1: packet_seq_err grew by 42",)
+
+
 def test_nvml_tells_ecc_errors_and_xids() -> None:
     """Of each GPU what is new; a GPU without ECC is none of its business."""
 

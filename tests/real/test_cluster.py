@@ -204,11 +204,13 @@ def test_a_flipped_bit_in_a_parity() -> None:
 
 
 def test_a_flipped_bit_in_a_persisted_file() -> None:
-    """`verify` names the file; with the nodes gone too, the step is refused by name and nothing wrong is handed out."""
+    """`verify` names the file; with the nodes gone too, the step is refused by name and nothing wrong is handed out. The
+    next life begins from an older one."""
     with Cluster(2, parity=1, persist_every=1) as cluster:
         cluster.begin_life()
-        version = cluster.capture(1, level="persisted")
-        (folder,) = (path for path in (cluster.storage / "t").iterdir() if path.name.startswith("step-"))
+        older = cluster.capture(1, level="persisted")
+        version = cluster.capture(2, level="persisted")
+        folder = max(path for path in (cluster.storage / "t").iterdir() if path.name.startswith("step-"))
         flip(folder / "rank-00001.safetensors")
         found = cluster.document(0, "Verify")
         assert [row["what"] for row in found["checked"] if not row["ok"]] == ["rank 1"]
@@ -220,6 +222,11 @@ def test_a_flipped_bit_in_a_persisted_file() -> None:
         cluster.wait_ready(0)
         with pytest.raises(CorruptionError, match=r"rank-00001\.safetensors does not match its manifest"):
             cluster.gather(0, version)
+        decision = cluster.begin_life()
+        assert (decision.version, decision.source) == (older, "storage")
+        assert f"passed over {version}: " in decision.reason
+        assert "rank-00001.safetensors does not match its manifest" in decision.reason
+        assert cluster.gather(0, older) == ["storage", "storage"]
 
 
 @contextlib.contextmanager

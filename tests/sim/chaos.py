@@ -110,7 +110,8 @@ class Chaos:
         found = [] if not guards or "" in found else found[:1]
         live = [host for host in world.hosts if host.node]
         found += [f"node {h.index} runs a job" for h in live if h.node and (h.node.duties.rebuilding)]
-        keep, stored = self.scenario.options.keep_last, sorted(world.manifests)
+        keep = self.scenario.options.keep_last
+        stored = sorted(version for version in world.manifests if not self.poison.bars(version))
         if keep and len(stored) > keep + 1:  # one may be in the making, or have failed to go
             found.append(f"storage keeps {len(stored)} versions, {keep} are wanted: {stored}")
         views = {host.node.sealed for host in live if host.node}

@@ -1,8 +1,11 @@
-"""When the next life has to begin before the newest step: decisions about crashes and hangs of one job after the other."""
+"""Decisions about crashes, hangs and lost nodes of one job after the other: who is kept out, when the next life has to begin
+before the newest step, and when the job ends."""
 
 from __future__ import annotations
 
-from ckptd.daemon.watch.policy import EXIT_NO_PROGRESS, NOWHERE, Act, Decision, Facts, Policy, Retreat
+from dataclasses import replace
+
+from ckptd.daemon.watch.policy import EXIT_FEW_NODES, EXIT_NO_PROGRESS, NOWHERE, Act, Decision, Facts, Policy, Retreat
 from ckptd.daemon.watch.verdicts import Syndrome, Verdict
 
 
@@ -83,3 +86,44 @@ def test_a_crash_that_comes_to_light_when_the_next_life_trains_counts_once() -> 
     )
     assert lives.policy.witness(late, lives.facts(24, 24)) is None
     assert lives.policy.witness(lives.verdict(Syndrome.NON_COMMUNICATION_HANG), lives.facts(24, 24)) is None
+
+
+def crash(epoch: int, *nodes: int, syndrome: Syndrome = Syndrome.CRASH) -> Verdict:
+    return Verdict(syndrome, "!", nodes, nodes, epoch=epoch)
+
+
+def test_blame_decays() -> None:
+    """Two faults within the hour put a node out; the same two with half a day between are two accidents."""
+    quick, slow = Policy(), Policy()
+    facts = Facts(1, (0, 1, 2), 2)
+    for policy, later_s in ((quick, 600.0), (slow, 12 * 3600.0)):
+        assert policy.decide(crash(1, 1), facts, 0.0).act is Act.RESTART
+        assert policy.blame(1, 3600.0) == 0.5
+        second = policy.decide(crash(2, 1), replace(facts, step=2), later_s)
+        assert (second.act, second.nodes) == ((Act.ISOLATE, (1,)) if policy is quick else (Act.RESTART, ()))
+
+
+def test_who_is_put_out_again_stays_out_for_longer() -> None:
+    """Twice as long each time, a day at most."""
+    policy, facts = Policy(), Facts(1, (0, 1, 2), 2)
+    out = [
+        policy.decide(crash(epoch, 1), replace(facts, step=epoch), 1000.0 * epoch).isolate_s for epoch in range(1, 14)
+    ]
+    assert [seconds for seconds in out if seconds][:4] == [600.0, 1200.0, 2400.0, 4800.0]
+    assert max(out) == 86400.0
+
+
+def test_fewer_nodes_than_min_are_waited_for_and_then_the_job_ends_for_another_start() -> None:
+    """A lost node is waited for; the exit code does not forbid to try again. Who is merely guilty stays in."""
+    policy, facts = Policy(), Facts(1, (0, 1), 2)
+    lost = crash(1, 1, syndrome=Syndrome.NODE_LOST)
+    first = policy.decide(lost, facts, 0.0)
+    assert first.act is Act.WARN
+    assert "1 nodes would be left, and the job needs 2 (MIN): waiting for a node, 0 of 600 s" in first.reason
+    assert policy.decide(lost, facts, 600.0).act is Act.WARN
+    end = policy.decide(lost, facts, 601.0)
+    assert (end.act, end.exit_code) == (Act.GIVE_UP, EXIT_FEW_NODES)
+    for epoch in (2, 3):
+        kept = policy.decide(crash(epoch, 1), replace(facts, step=epoch), 700.0)
+        assert (kept.act, kept.nodes) == (Act.RESTART, ())
+    assert "should stay out, but 1 nodes would be left" in kept.reason

@@ -45,7 +45,7 @@ REPORT = Report(
     agent=Agent("a-1", 2, "node-1", 7, 3, 4, 1.5, 8, Place(9, "k", 1, 2), "a worker died", "gone"),
     wish=Wish(9, "k", "a hang", "given up"),
     isolations=(Isolation(4, 2, True, "slow"),),
-    barred=Barred(2, (Bar(3, V, "poison"),)),
+    barred=Barred(2, (Bar(3, V, "poison", alone=True),)),
 )
 LEDGER = Ledger(
     collector=2,
@@ -64,7 +64,7 @@ LEDGER = Ledger(
     lost=(2,),
     round=Round(9, "k", 3, (Member(5, "a-1", 2),), "node-5", 7, "node 2 is lost", "done"),
     isolations=(Isolation(5, 1, True, "bad memory"),),
-    barred=Barred(1, (Bar(4, V, "asked for"),)),
+    barred=Barred(1, (Bar(4, V, "asked for", alone=True),)),
 )
 
 
