@@ -1,8 +1,8 @@
 """What the links to the other nodes are like: from the reads that the work does anyway, and from small probes in between.
 
-A probe is a round trip of 72 bytes on a connection of its own. A node makes PROBES_PER_LOOK a second at most, to the nodes
-that it exchanges parity with and to those that the judge asks for: with all overhead 3 KB/s, however large the job is. Of
-each the kernel knows, too, whether a segment of it was lost.
+A probe is a few questions, each a segment, on a connection of its own: how long the first answer takes, and of how many
+segments the kernel found that they were lost. A node makes PROBES_PER_LOOK a second at most, to the nodes that it exchanges
+parity with and to those that the judge asks for: with all overhead 7 KB/s, however large the job is.
 """
 
 from __future__ import annotations

@@ -37,8 +37,10 @@ class Losses:
 
     def __init__(self, nodes: int, limits: Limits) -> None:
         self._nodes, self._limits = nodes, limits
-        self._probes: npt.NDArray[np.int64] = np.zeros((nodes, nodes), np.int64)
-        self._probed_at = np.full((nodes, nodes), -np.inf)
+        self._probes: npt.NDArray[np.int32] = np.zeros((nodes, nodes), np.int32)
+        self._often = np.zeros((nodes, nodes), np.float32)
+        """The probes of the last `frame_s`, about: each counts less the older it is."""
+        self._often_at = np.full((nodes, nodes), -np.inf, np.float32)
         self._lost: dict[Wire, deque[_Loss]] = {}
 
     def hear(self, reports: Iterable[NodeReport], now: float) -> None:
@@ -51,8 +53,11 @@ class Losses:
         good &= np.isfinite(new["cost"]) & (new["cost"] >= 0)
         new = new.compress(good)
         ends = np.sort(np.stack([new["sender"], new["receiver"]], axis=1).astype(np.int64), axis=1)
-        np.add.at(self._probes, (ends[:, 0], ends[:, 1]), 1)
-        self._probed_at[ends[:, 0], ends[:, 1]] = now
+        places = (ends[:, 0], ends[:, 1])
+        self._often[places] *= np.exp((self._often_at[places] - now) / self._limits.frame_s)
+        self._often_at[places] = now
+        for count in (self._probes, self._often):
+            np.add.at(count, places, 1)
         for low, high in ends[new["cost"] > 0].tolist():
             losses = self._lost.setdefault((low, high), deque(maxlen=self._limits.lost_of))
             if not losses or now - losses[-1].at >= self._limits.lost_apart_s:
@@ -72,7 +77,7 @@ class Losses:
         bad = {wire for wire, losses in lately.items() if len(losses) >= self._limits.lost_of}
         if not bad:
             return []
-        wires = self._measured(now)
+        wires = self._measured(now) | bad
         found = []
         while (node := self._side(bad, wires)) is not None:
             own = {wire for wire in wires if node in wire}
@@ -92,7 +97,9 @@ class Losses:
         return {wire: losses for wire, losses in counted.items() if losses}
 
     def _measured(self, now: float) -> set[Wire]:
-        return {(int(a), int(b)) for a, b in np.argwhere(now - self._probed_at <= self._limits.frame_s)}
+        """The wires that are probed so often that they would show it, too."""
+        often = self._often * np.exp((self._often_at - now) / self._limits.frame_s)
+        return {(int(a), int(b)) for a, b in np.argwhere(often >= self._limits.link_window)}
 
     def _side(self, bad: set[Wire], wires: set[Wire]) -> int | None:
         """The node that explains most: one of whose wires more than a share is bad, and not just one."""

@@ -38,9 +38,15 @@ def second(losses: Losses, now: float, lost: Iterable[tuple[int, int]] = ()) -> 
 
 
 def moments(*lost: Iterable[tuple[int, int]]) -> list[list[Verdict]]:
-    """What is said after each moment in which something is lost, so far apart that each counts."""
-    losses = Losses(NODES, Limits())
-    return [second(losses, 100.0 + number * MOMENT_S, gone) for number, gone in enumerate(lost)]
+    """What is said at each moment in which something is lost, so far apart that each counts; and half a minute before them
+    nothing is lost."""
+    losses, began, said = Losses(NODES, Limits()), 130, []
+    for now in range(100, began + int(MOMENT_S) * (len(lost) - 1) + 1):
+        number, between = divmod(now - began, int(MOMENT_S))
+        gone = lost[number] if number >= 0 and not between else ()
+        found = second(losses, float(now), gone)
+        said += [found] if gone else []
+    return said
 
 
 def wires(node: int) -> list[tuple[int, int]]:
@@ -54,7 +60,7 @@ def test_a_link_that_loses_again_and_again_is_named() -> None:
     (found,) = said[-1]
     assert (found.syndrome, found.nodes) == (Syndrome.COMMUNICATION_SLOW, (1, 2))
     assert found.links == ((1, 2), (2, 1))
-    assert f"nodes 1 and 2 send each other some is lost: {NEEDED} times in 12 s and 7 probes" in found.reason
+    assert f"nodes 1 and 2 send each other some is lost: {NEEDED} times in 12 s and 25 probes" in found.reason
 
 
 def test_what_is_lost_in_one_burst_counts_once() -> None:
