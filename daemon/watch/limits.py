@@ -56,7 +56,7 @@ class Limits:
     hot_share: float = 0.5
     """A row or a column is hot when more than this share of its cells is."""
     lost_of: int = 4
-    lost_apart_s: float = 4.0
+    lost_apart_s: float = 6.0
     """A link loses segments when it has done so in so many moments within `frame_s`, each of them so long after the one
     before. What others' traffic pushes out goes in bursts of seconds, as above; what a bad cable or port loses does not."""
     frame_s: float = 45.0
