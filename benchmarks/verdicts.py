@@ -135,7 +135,8 @@ def _pause(stage: Stage, seconds: float) -> None:
 
 
 def _made_up(truth: Injected, stage: Stage, t_fault: float) -> tuple[str, ...]:
-    """What was said that is not true. Of a cut link it may be said first that what it carries does not arrive."""
+    """What was said that is not true. A cut link may be called slow before the job stands; and the job may stand for a while
+    where a lossy one loses the same again and again."""
     wrong = []
     for told_by, entries in records(stage.watch.events).items():
         said = Judged(truth, summed(told_by, entries))
@@ -143,8 +144,8 @@ def _made_up(truth: Injected, stage: Stage, t_fault: float) -> tuple[str, ...]:
         if verdict is None or verdict["class"] == NOBODY:
             continue
         links = {frozenset(link) for link in verdict["suspects"]["links"]}
-        of_the_cut = truth.fault == "cut-link" and links == {frozenset(truth.link)}
-        if entries[0]["t"] < t_fault or not ((truth.fault != NONE and said.right) or of_the_cut):
+        of_the_link = bool(truth.link) and links == {frozenset(truth.link)}
+        if entries[0]["t"] < t_fault or not ((truth.fault != NONE and said.right) or of_the_link):
             wrong.append(f"{verdict['class']}, {suspects(verdict)}: {verdict['reason']}")
     return tuple(wrong)
 

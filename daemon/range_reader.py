@@ -33,8 +33,10 @@ from ckptd.daemon.ranges import (
 )
 from ckptd.daemon.throttle import Throttle
 from ckptd.daemon.transfers import Transfers
-from ckptd.daemon.transport import DamagedThere, Endpoint, NotHeld, Range
+from ckptd.daemon.transport import DamagedThere, Endpoint, NotHeld, Range, Trip
 
+QUESTIONS = 4
+"""Of a probe, each a segment of its own: the more of them, the sooner it shows that some are lost."""
 _NOTHING = Range(Version(0, 0), Image(0, 1, "0" * 32), 0, 1)
 
 
@@ -76,21 +78,20 @@ class RangeReader:
             raise CorruptionError(f"{holder} lists other sums than those of rank {image.rank} of {version}")
         return listing.sums
 
-    def probe(self, holder: Endpoint) -> float:
-        """The seconds of a round trip to the holder's server and back: a question about an image that nobody holds.
+    def probe(self, holder: Endpoint) -> Trip:
+        """A round trip to the holder's server and back: questions about an image that nobody holds.
 
         A connection is made first where none is idle; that is not in the time. Raises PeerError or AccessError.
         """
         link = self._checkout(holder)
         try:
-            started = time.monotonic()
-            link.knock()
-            seconds = time.monotonic() - started
+            lost = link.plain.newly_lost()
+            trip = Trip(link.knock(), lost)
         except BaseException:  # what is under way on the connection is not known any more
             self._drop(link)
             raise
         self._give_back(holder, link)
-        return seconds
+        return trip
 
     def close(self) -> None:
         with self._lock:
@@ -148,7 +149,8 @@ class RangeReader:
         try:
             session = introduce(plain, self._member, holder)
             plain.patience(send_s=limits.stall_s, receive_s=limits.stall_s)
-            return _Link(holder, self._member.wrapping.wrap(plain, session), limits.in_flight, self._throttle)
+            channel = self._member.wrapping.wrap(plain, session)
+            return _Link(holder, channel, plain, limits.in_flight, self._throttle)
         except BaseException:  # a half-made connection has no owner yet
             plain.close()
             raise
@@ -286,8 +288,10 @@ def _failures(sums: tuple[int, ...], view: memoryview) -> list[int]:
 class _Link:
     """One connection to a holder. Used by one thread at a time; of no use after an error."""
 
-    def __init__(self, holder: Endpoint, channel: Channel, in_flight: int, throttle: Throttle) -> None:
-        self.channel = channel
+    def __init__(
+        self, holder: Endpoint, channel: Channel, plain: PlainChannel, in_flight: int, throttle: Throttle
+    ) -> None:
+        self.channel, self.plain = channel, plain
         self._holder, self._in_flight, self._throttle = holder, in_flight, throttle
         self._under_way: deque[tuple[Range, bytes]] = deque()
 
@@ -358,13 +362,17 @@ class _Link:
                 listing.sums += self._numbers("Q", part.count)
             listing.missing.popleft()
 
-    def knock(self) -> None:
-        """Ask for the sums of an image that nobody holds, and have that said."""
-        try:
-            self._reply(_NOTHING, self._ask(Verb.SUMS, _NOTHING))
-        except NotHeld:
-            return
-        raise PeerError(f"{self._holder} says that it holds {_NOTHING}")
+    def knock(self) -> float:
+        """Ask for the sums of an image that nobody holds, and have that said; the seconds until it is, the first time."""
+        seconds, started = 0.0, time.monotonic()
+        for request in [self._ask(Verb.SUMS, _NOTHING) for _ in range(QUESTIONS)]:
+            try:
+                self._reply(_NOTHING, request)
+            except NotHeld:
+                seconds = seconds or time.monotonic() - started
+            else:
+                raise PeerError(f"{self._holder} says that it holds {_NOTHING}")
+        return seconds
 
     def _ask(self, verb: Verb, part: Range) -> bytes:
         request = pack_request(verb, part)

@@ -30,6 +30,16 @@ class Endpoint:
 
 
 @dataclass(frozen=True, slots=True)
+class Trip:
+    """To a holder and back: a few short messages, each a segment, and their answers."""
+
+    seconds: float
+    """Until the first answer."""
+    lost: int
+    """Segments to the holder, on the same connection, that were found lost since the trip before this one."""
+
+
+@dataclass(frozen=True, slots=True)
 class Range:
     """Pieces `first` .. `first + count - 1` of an image or of a parity."""
 

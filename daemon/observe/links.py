@@ -1,7 +1,8 @@
 """What the links to the other nodes are like: from the reads that the work does anyway, and from small probes in between.
 
-A probe is a round trip of 72 bytes on a connection of its own. A node makes PROBES_PER_LOOK a second at most, to the nodes
-that it exchanges parity with and to those that the judge asks for: with all overhead 3 KB/s, however large the job is.
+A probe is a few questions, each a segment, on a connection of its own: how long the first answer takes, and of how many
+segments the kernel found that they were lost. A node makes PROBES_PER_LOOK a second at most, to the nodes that it exchanges
+parity with and to those that the judge asks for: with all overhead 7 KB/s, however large the job is.
 """
 
 from __future__ import annotations
@@ -115,15 +116,18 @@ class Links:
 
     def _probe(self, holder: Endpoint, kind: Kind) -> None:
         began = time.monotonic()
+        seen = []
         try:
-            cost = self._reader.probe(holder)
+            trip = self._reader.probe(holder)
+            seen.append(PairSample(self._me, holder.node, kind, trip.seconds))
+            seen.append(PairSample(holder.node, self._me, Kind.LOST, trip.lost))
         except (CkptdError, OSError):
             # A server that closed an idle connection, or was started anew: the next probe makes another.
-            cost = math.inf if time.monotonic() - began > PROBE_S / 2 or not self._again(holder) else math.nan
+            if time.monotonic() - began > PROBE_S / 2 or not self._again(holder):
+                seen.append(PairSample(self._me, holder.node, kind, math.inf))
         with self._lock:
             self._busy.discard(holder.node)
-            if not math.isnan(cost):
-                self._done.append(PairSample(self._me, holder.node, kind, cost))
+            self._done += seen
 
     def _again(self, holder: Endpoint) -> bool:
         """Whether the holder is reached over a new connection."""

@@ -64,7 +64,7 @@ class Delays:
 
     def __init__(self, nodes: int, limits: Limits) -> None:
         self._nodes, self._limits = nodes, limits
-        self._place: npt.NDArray[np.int32] = np.full((len(Kind), nodes, nodes), -1, np.int32)
+        self._place: npt.NDArray[np.int32] = np.full((Kind.LOST, nodes, nodes), -1, np.int32)
         self._cost = np.zeros((0, limits.link_window), np.float32)
         self._at = np.zeros((0, limits.link_window), np.float64)
         self._count = np.zeros(0, np.int64)
@@ -83,7 +83,7 @@ class Delays:
         with np.errstate(invalid="ignore"):
             good = new["receiver"] == source
             good &= (new["sender"] < self._nodes) & (new["sender"] != new["receiver"])
-            good &= (new["kind"] < len(Kind)) & (new["cost"] > 0)
+            good &= (new["kind"] < Kind.LOST) & (new["cost"] > 0)
         new = new.compress(good)
         receivers, senders, kinds = (new[name].astype(np.int64) for name in ("receiver", "sender", "kind"))
         cost = new["cost"]

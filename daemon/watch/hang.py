@@ -16,6 +16,7 @@ from ckptd.daemon.watch.delays import Delays
 from ckptd.daemon.watch.fleet import Flags, Fleet, Floats
 from ckptd.daemon.watch.layout import Ints
 from ckptd.daemon.watch.limits import Limits
+from ckptd.daemon.watch.losses import Losses
 from ckptd.daemon.watch.observations import NOWHERE, Phase, Process
 from ckptd.daemon.watch.verdicts import Confidence, Syndrome, Verdict, several
 
@@ -95,7 +96,9 @@ class Hangs:
         self._limits = limits
         self._blamed: Floats = np.full(world, np.inf)
 
-    def judge(self, fleet: Fleet, delays: Delays, now: float, iteration_s: float) -> tuple[list[Verdict], Links]:
+    def judge(
+        self, fleet: Fleet, delays: Delays, losses: Losses, now: float, iteration_s: float
+    ) -> tuple[list[Verdict], Links]:
         """The verdicts, and the links, as pairs (receiver, sender), that should be probed before there is one.
 
         Nothing while most ranks move, or while those who are waited for are in a phase that excuses them.
@@ -121,7 +124,7 @@ class Hangs:
         if found or (ends & (excused | unheard)).any():
             return found, ()  # a collective that others hold up is not judged on its own
         stuck = _stuck_groups(fleet, seen, excused | ~fleet.fresh(now), stood, limit)
-        return _stuck(fleet, delays, stuck, now, limit) if len(stuck) else ([], ())
+        return _stuck(fleet, delays, losses, stuck, now, limit) if len(stuck) else ([], ())
 
 
 def _missing(fleet: Fleet, guilty: Flags, now: float, limit: float) -> Verdict:
@@ -178,8 +181,11 @@ def _stuck_groups(fleet: Fleet, seen: Waits, excused: Flags, stood: Floats, limi
     return np.array(chosen, np.int64)
 
 
-def _stuck(fleet: Fleet, delays: Delays, groups: Ints, now: float, limit: float) -> tuple[list[Verdict], Links]:
-    """Why a collective does not end: members that entered another one, links that are down, or nothing that can be seen."""
+def _stuck(
+    fleet: Fleet, delays: Delays, losses: Losses, groups: Ints, now: float, limit: float
+) -> tuple[list[Verdict], Links]:
+    """Why a collective does not end: members that entered another one, links that are down or known to lose, or nothing that
+    can be seen."""
     layout = fleet.layout
     members = np.unique(np.concatenate([layout.members(group) for group in groups]))
     stood = float((now - fleet.moved[members]).min())
@@ -204,6 +210,11 @@ def _stuck(fleet: Fleet, delays: Delays, groups: Ints, now: float, limit: float)
     unknown = [pair for pair in pairs if not delays.tried_since(*pair, now - stood + 1.0)]
     if unknown and stood < limit + ASK_S:
         return [], tuple(unknown[:ASKED_MAX])
+    lossy = {link for found in losses.verdicts(now) for link in found.links}.intersection(pairs)
+    if lossy:
+        ends = sorted({node for link in lossy for node in link})
+        told = f"of what {several(ends, 'node')} send each other some is lost, and waits to be sent again"
+        return [replace(verdict, reason=f"{verdict.reason}; {told}", nodes=tuple(ends), links=tuple(sorted(lossy)))], ()
     ranks = tuple(map(int, members))
     reason = f"{verdict.reason}; no link of theirs is down, and no process stands"
     return [replace(verdict, reason=reason, ranks=ranks, nodes=_nodes(fleet, ranks), confidence=Confidence.GUESS)], ()

@@ -22,6 +22,7 @@ from ckptd.daemon.watch.fleet import Fleet
 from ckptd.daemon.watch.hang import Hangs, links_of
 from ckptd.daemon.watch.layout import Layout
 from ckptd.daemon.watch.limits import Limits
+from ckptd.daemon.watch.losses import Losses
 from ckptd.daemon.watch.observations import NodeReport
 from ckptd.daemon.watch.slow import SlowRanks
 from ckptd.daemon.watch.verdicts import Syndrome, Verdict
@@ -49,7 +50,8 @@ class Judge:
         self.clocks = Clocks()
         self.probes: Pairs = ()
         """Links, as (receiver, sender), that should be measured as soon as can be."""
-        self._begin(layout, epoch, now, Delays(layout.nodes, self.limits))
+        self._know_links(layout.nodes)
+        self._begin(layout, epoch, now)
 
     def begin(self, layout: Layout, epoch: int, now: float) -> None:
         """A new life begins: whatever is known of the ranks belongs to the earlier one. The links stay what they are.
@@ -60,8 +62,9 @@ class Judge:
             raise StaleStepError(
                 f"epoch {epoch} begins after epoch {self.fleet.epoch}; each life needs a higher number"
             )
-        delays = self._delays if layout.nodes == self.fleet.layout.nodes else Delays(layout.nodes, self.limits)
-        self._begin(layout, epoch, now, delays)
+        if layout.nodes != self.fleet.layout.nodes:
+            self._know_links(layout.nodes)
+        self._begin(layout, epoch, now)
 
     @property
     def iteration_s(self) -> float:
@@ -81,6 +84,7 @@ class Judge:
                 self.fleet.remark(f"node {report.node} answers with stamps that can't be")
         taken = self.fleet.hear(reports, now, self.clocks)
         self._delays.hear(taken, now)
+        self._losses.hear(taken, now)
 
     def judge(self, now: float) -> list[Verdict]:
         """What is wrong now; the same again as long as it lasts. Call it about once a second."""
@@ -88,15 +92,17 @@ class Judge:
         limits, fleet = self.limits, self.fleet
         found = lost_nodes(fleet, self._delays, now, limits) or crashes(fleet, now, limits)
         if not found:
-            found, self.probes = self._hangs.judge(fleet, self._delays, now, self.iteration_s)
+            found, self.probes = self._hangs.judge(fleet, self._delays, self._losses, now, self.iteration_s)
         if not found:
             found = self._slowness(now)
         self.probes = self.probes or tuple(dict.fromkeys(self._closer + self._turn(now)))
         return [replace(verdict, epoch=fleet.epoch) for verdict in found]
 
-    def _begin(self, layout: Layout, epoch: int, now: float, delays: Delays) -> None:
+    def _know_links(self, nodes: int) -> None:
+        self._delays, self._losses = Delays(nodes, self.limits), Losses(nodes, self.limits)
+
+    def _begin(self, layout: Layout, epoch: int, now: float) -> None:
         self.fleet = Fleet(layout, epoch, now, self.limits)
-        self._delays = delays
         self._hangs = Hangs(layout.world, self.limits)
         self._slow = SlowRanks(layout.world, self.limits)
         self._used: tuple[Pairs, ...] = ()
@@ -135,11 +141,7 @@ class Judge:
     def _slowness(self, now: float) -> list[Verdict]:
         ranks = self._slow.judge(self.fleet, now)
         if now - self._links_at >= LINKS_EVERY_S:
-            cells = self._delays.cells(now)
-            found, self._closer = slow_links(cells, self.fleet.layout.nodes, self.limits), cells.suspects()
-            hot = {link for verdict in found for link in verdict.links}
-            self._links = [verdict for verdict in found if not verdict.links or self._hot.intersection(verdict.links)]
-            self._hot, self._links_at = hot, now
+            self._look_at_links(now)
         if not self._links:
             pace = self._slow.pace
             if not ranks or self._slow.waiting_s <= (self.limits.all_alike - 1.0) * pace.usual_s:
@@ -149,3 +151,14 @@ class Judge:
         named = [verdict for verdict in ranks if verdict.syndrome is not Syndrome.NOBODY]
         cost = 0.0 if named else max(0.0, self._slow.waiting_s)
         return named + [replace(verdict, loss_s=cost / len(self._links)) for verdict in self._links]
+
+    def _look_at_links(self, now: float) -> None:
+        """What is slow and what loses; a link or a side that loses is slow by that, and is said once."""
+        cells = self._delays.cells(now)
+        slow, lossy = slow_links(cells, self.fleet.layout.nodes, self.limits), self._losses.verdicts(now)
+        hot = {link for verdict in slow for link in verdict.links}
+        steady = [verdict for verdict in slow if not verdict.links or self._hot.intersection(verdict.links)]
+        explained = [set(verdict.nodes) for verdict in lossy]
+        self._links = lossy + [found for found in steady if not any(nodes <= set(found.nodes) for nodes in explained)]
+        self._closer = cells.suspects() + self._losses.suspects(now)
+        self._hot, self._links_at = hot, now

@@ -55,5 +55,9 @@ class Limits:
     """And that stands out by so many MAD from the others: there are more links than ranks, so more are slow by nature."""
     hot_share: float = 0.5
     """A row or a column is hot when more than this share of its cells is."""
+    lost_of: int = 4
+    lost_apart_s: float = 6.0
+    """A link loses segments when it has done so in so many moments within `frame_s`, each of them so long after the one
+    before. What others' traffic pushes out goes in bursts of seconds, as above; what a bad cable or port loses does not."""
     frame_s: float = 45.0
     """A link that was measured less often than that lets it fill its window is not judged: it may have changed since."""

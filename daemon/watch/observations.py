@@ -65,6 +65,9 @@ class Kind(IntEnum):
     PROBE_NEAR = 2
     """Seconds of a probe's round trip inside a failure domain."""
     PROBE_FAR = 3
+    LOST = 4
+    """Segments that were lost on the way to the receiver since the probe before, by the count of the sender's kernel; 0 of
+    most probes."""
 
 
 NOWHERE, UNKNOWN = -1, -2
@@ -137,7 +140,8 @@ class RankDigest:
 
 @dataclass(frozen=True, slots=True)
 class PairSample:
-    """What one read or probe between two nodes has shown. Whoever receives the bytes measures and reports."""
+    """What one read or probe between two nodes has shown. Whoever receives the bytes measures and reports; of what was LOST
+    whoever sent it."""
 
     receiver: int
     sender: int

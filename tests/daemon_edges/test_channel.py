@@ -6,6 +6,7 @@ import array
 import contextlib
 import fcntl
 import socket
+import sys
 import termios
 import threading
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from tests.payload import bytes_of
 from ckptd.ckpt.errors import PeerError
 from ckptd.ckpt.model import Version
 from ckptd.daemon.channel import PlainChannel, receive
+from ckptd.daemon.demo import wires
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -101,3 +103,45 @@ def test_closing_wakes_who_waits() -> None:
         receiver.close()
         thread.join(20.0)
     assert len(errors) == 1
+
+
+@pytest.mark.slow
+def test_what_did_not_arrive_is_counted_once() -> None:
+    """A segment is dropped where it arrives, until the kernel has sent it again, which takes it 200 ms."""
+    with pair() as (sender, receiver):
+        wires.spoil(receiver._connection, "cut")
+        sender.send(b"lost")
+        until(lambda: sent_again(sender), "sent again")
+        wires.spoil(receiver._connection, None)
+        assert receive(receiver, 4) == b"lost"
+        assert sender.newly_lost() > 0
+        assert (sender.newly_lost(), receiver.newly_lost()) == (0, 0)
+
+
+@pytest.mark.slow
+def test_what_did_arrive_is_not_counted_though_it_was_sent_again() -> None:
+    """An answer is lost, and with it the word that the question has come: that is a loss of who answers."""
+    with pair() as (asker, answerer):
+        asker.send(b"well?")
+        assert receive(answerer, 5) == b"well?"
+        wires.spoil(asker._connection, "cut")
+        answerer.send(b"well")
+        wires.spoil(asker._connection, None)
+        assert receive(asker, 4) == b"well"
+        asker.send(b"!")
+        assert receive(answerer, 1) == b"!"
+        assert answerer.newly_lost() == 1
+        assert asker.newly_lost() == 0
+
+
+def test_the_losses_of_a_closed_connection_are_not_known() -> None:
+    with pair() as (sender, _):
+        sender.close()
+        with pytest.raises(PeerError, match="peer"):
+            sender.newly_lost()
+
+
+def sent_again(channel: PlainChannel) -> int:
+    """How many segments of its were, as the kernel tells."""
+    info = channel._connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
+    return int.from_bytes(info[100:104], sys.byteorder)

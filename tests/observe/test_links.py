@@ -59,8 +59,9 @@ def gathered(links: Links, where: Neighbours, now: float, asked: tuple[int, ...]
 def test_a_partner_is_probed_at_intervals(links: Links, server: RangeServer) -> None:
     """The round trip is measured by who receives; no new probe is made before its time, and the connection is used again."""
     first = gathered(links, around(server), 0.0)
-    assert [(s.receiver, s.sender, s.kind) for s in first] == [(0, 1, Kind.PROBE_NEAR)]
+    assert [(s.receiver, s.sender, s.kind) for s in first] == [(0, 1, Kind.PROBE_NEAR), (1, 0, Kind.LOST)]
     assert 0.0 < first[0].cost < 1.0
+    assert first[1].cost == 0
     assert links.look(around(server), (), EVERY_S - 0.1) == []
     assert gathered(links, around(server), EVERY_S)
     assert server.connections == 1
@@ -71,7 +72,7 @@ def test_others_are_probed_when_the_judge_asks(links: Links, server: RangeServer
     far = around(server, partners=(), domains={0: "rack-a", 1: "rack-b"})
     assert links.look(far, (), 0.0) == links.look(far, (), 100.0) == []
     found = gathered(links, far, 100.0, asked=(1, 0, 7))
-    assert [(s.sender, s.kind) for s in found] == [(1, Kind.PROBE_FAR)]
+    assert [(s.sender, s.kind) for s in found] == [(1, Kind.PROBE_FAR), (0, Kind.LOST)]
 
 
 def test_a_node_that_is_gone_costs_infinitely_much(links: Links, server: RangeServer) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ckptd.daemon.watch import crash, delays, hang, judge
+from ckptd.daemon.watch import crash, delays, hang, judge, losses
 from ckptd.daemon.watch.fleet import Fleet
 from ckptd.daemon.watch.limits import Limits
 from ckptd.daemon.watch.slow import SlowRanks
@@ -116,6 +116,18 @@ def every_link_for_itself() -> AbstractContextManager[None]:
 def whoever_shows_first() -> AbstractContextManager[None]:
     """Blame the first links that show a slow side."""
     return _put(delays, "_median_of_others", lambda line, value, cell: 0.0)
+
+
+@_canary
+def one_loss_is_enough() -> AbstractContextManager[None]:
+    """Call a link lossy that has lost once."""
+    return _put(Limits, "__init__", _with(lost_of=1))
+
+
+@_canary
+def every_wire_for_itself() -> AbstractContextManager[None]:
+    """Blame each wire of a node all of which lose."""
+    return _put(losses.Losses, "_side", lambda self, bad, wires: None)
 
 
 @_canary

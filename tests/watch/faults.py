@@ -68,6 +68,8 @@ class Fault:
     """Pieces of work that it touches; empty: all."""
     delay_s: float = 0.0
     factor: float = 1.0
+    lost: float = 0.0
+    """The part of the segments from the sender to the receiver of a lossy link that does not arrive."""
     slot: str = ""
     group: int = -1
     struck_s: float = INF

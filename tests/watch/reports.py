@@ -30,6 +30,12 @@ from ckptd.daemon.watch.observations import (
 
 PROCESSES = {Ill.STOP: Process.STOPPED, Ill.KILL: Process.GONE, Ill.HANG_GIL: Process.HELD}
 HISTORY = 64
+TIMER_S, PROBE_S = 0.2, 2.0
+"""How long TCP waits at least before it sends again, twice as long each next time; and how long a probe may take."""
+QUESTIONS = 4
+"""Segments of a probe, each with an answer."""
+STRAYS, BUSY_STRAYS = 1e-5, 0.01
+"""The part of the segments that is lost on a healthy link, and on one that others' traffic fills."""
 MEASURING = 0.002
 """The error of a measured time, as a part of it."""
 
@@ -269,15 +275,36 @@ class Network:
         kind = np.where(is_probe, int(Kind.PROBE_NEAR), int(Kind.READ_NEAR)) + self._far[pairs[:, 0], pairs[:, 1]]
         cost = np.array(self._unit)[kind] * self._static[pairs[:, 0], pairs[:, 1]]
         cost = cost * np.exp(self._rng.normal(0.0, self._noise, len(pairs)))
-        cost *= self._burdens(pairs, now)
-        table = np.zeros(len(pairs), SAMPLE)
-        table["receiver"], table["sender"], table["kind"], table["cost"] = pairs[:, 0], pairs[:, 1], kind, cost
-        order = np.argsort(pairs[:, 0], kind="stable")
+        cost *= self._burdens(pairs, now, is_probe)
+        asking, answering = self._losing(pairs[:, ::-1], now), self._losing(pairs, now)
+        again = self._rng.geometric(1.0 - asking) + self._rng.geometric(1.0 - answering) - 2
+        waited = TIMER_S * (2.0**again - 1.0)
+        cost = np.where(is_probe, np.where(waited > PROBE_S, INF, cost + waited), cost)
+        lies = (pairs[:, 0] == self._calm.liar) & (now >= self._calm.liar_from_s)
+        probed = np.flatnonzero(is_probe & (np.isfinite(cost) | lies))
+        table = np.zeros(len(pairs) + len(probed), SAMPLE)
+        came, lost = table[: len(pairs)], table[len(pairs) :]
+        came["receiver"], came["sender"], came["kind"], came["cost"] = pairs[:, 0], pairs[:, 1], kind, cost
+        lost["receiver"], lost["sender"], lost["kind"] = pairs[probed, 1], pairs[probed, 0], Kind.LOST
+        lost["cost"] = np.where(lies[probed], QUESTIONS, self._rng.binomial(QUESTIONS, asking[probed]))
+        source = np.concatenate([pairs[:, 0], pairs[probed, 0]])
+        order = np.argsort(source, kind="stable")
         table = table.take(order)
-        bounds = np.searchsorted(table["receiver"], np.arange(nodes + 1)).tolist()
+        bounds = np.searchsorted(source[order], np.arange(nodes + 1)).tolist()
         return {node: table[bounds[node] : bounds[node + 1]] for node in range(nodes)}
 
-    def _burdens(self, pairs: npt.NDArray[np.int64], now: float) -> Array:
+    def _losing(self, pairs: npt.NDArray[np.int64], now: float) -> Array:
+        """How likely a segment from sender to receiver is lost."""
+        part = np.full(len(pairs), STRAYS)
+        for start, seconds, node in self._calm.bursts:
+            if start <= now < start + seconds:
+                part[(pairs == node).any(axis=1)] = BUSY_STRAYS
+        for fault in self._faults:
+            if fault.ill is Ill.LOSSY and now >= fault.at_s:
+                part[(pairs == fault.nodes).all(axis=1)] = fault.lost
+        return part
+
+    def _burdens(self, pairs: npt.NDArray[np.int64], now: float, is_probe: npt.NDArray[np.bool_]) -> Array:
         """By what the cost of each sample is multiplied."""
         times = np.ones(len(pairs))
         receiver, sender = pairs[:, 0], pairs[:, 1]
@@ -295,11 +322,11 @@ class Network:
                 times[np.isin(receiver, fault.nodes) & np.isin(sender, fault.nodes)] = INF
             else:
                 hit = (receiver == node) & (sender == fault.nodes[1])
-                lossy = fault.ill is Ill.LOSSY
-                noise = np.exp(self._rng.normal(0.0, 0.8, len(pairs))) if lossy else np.ones(len(pairs))
+                noise = np.ones(len(pairs))
+                if fault.ill is Ill.LOSSY:  # what a probe waits for is no part of what it takes else
+                    hit &= ~is_probe
+                    noise = np.exp(self._rng.normal(0.0, 0.8, len(pairs)))
                 times[hit] *= np.maximum(1.0, fault.factor * noise[hit])
-                if lossy:
-                    times[hit & (self._rng.random(len(pairs)) < 0.1)] = INF
         for start, seconds, node in self._calm.bursts:
             if start <= now < start + seconds:
                 times[(receiver == node) | (sender == node)] *= 3.0

@@ -158,11 +158,12 @@ def _link(ill: Ill, job: Job, at: float, rng: Random) -> Fault:
     """A link that the job's own traffic uses, if there is one."""
     groups = job.groups()
     factor = rng.uniform(4.0, 12.0) if ill is Ill.LOSSY else rng.uniform(2.5, 10.0)
+    lost = rng.uniform(0.05, 0.2) if ill is Ill.LOSSY else 0.0
     for _ in range(200):
         receiver, sender = rng.sample(range(job.nodes), 2)
         if rng.random() < 0.9:
             sender = (receiver + rng.choice((1, -1))) % job.nodes
-        fault = Fault(ill, at, nodes=(receiver, sender), factor=factor)
+        fault = Fault(ill, at, nodes=(receiver, sender), factor=factor, lost=lost)
         for slot in ("tp", "dp", "fw_out", "world"):
             for group in {int(groups[slot][rank]) for rank in _on(job, receiver)} - {NO_GROUP}:
                 members = np.flatnonzero(groups[slot] == group)
