@@ -1,8 +1,9 @@
 """One rank of a training that TorchTitan's own CheckpointManager saves: `... RANK WORLD DIRECTORY LIFE RUN_DIRS KILL_AT`.
 
 TorchTitan's Trainer needs an accelerator; its manager does not. Rank r talks to the daemon in the run directory r of
-RUN_DIRS. It prints the step that the manager has loaded, and a digest of each step before that is saved; both ranks end by
-SIGKILL once step KILL_AT is. The first life saves asynchronously.
+RUN_DIRS. It prints the step that the manager has loaded, and a digest of each step. With KILL_AT it saves nothing after
+that step, shows by its digests what comes of it without an interruption, and ends by SIGKILL. The first life saves
+asynchronously.
 """
 
 from __future__ import annotations
@@ -49,11 +50,12 @@ def train(rank: int, world: int, life: str, kill_at: int) -> None:
         optimizer.step()
         scheduler.step()
         print(digest_of({"model": model.state_dict(), "optimizer": optimizers.state_dict()}), flush=True)
-        manager.save(progress.step, last_step=progress.step == STEPS)
-        if progress.step == kill_at:
-            manager.maybe_wait_for_saving()
-            dist.barrier()
-            os.kill(os.getpid(), signal.SIGKILL)
+        if not kill_at or progress.step <= kill_at:
+            manager.save(progress.step, last_step=progress.step == STEPS)
+    if kill_at:
+        manager.maybe_wait_for_saving()
+        dist.barrier()
+        os.kill(os.getpid(), signal.SIGKILL)
     manager.close()
 
 
