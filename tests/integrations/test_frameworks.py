@@ -20,7 +20,7 @@ from tests.cluster import SHM, Cluster, until
 from tests.payload import JOB
 
 ROOT = Path(__file__).parents[2]
-EXAMPLES = ["train_trainer", "train_lightning", "train_accelerate"]
+EXAMPLES = ["train_trainer", "train_lightning", "train_accelerate", "train_torchtitan"]
 STEPS = 40
 WORLD, RANKS_STEPS = 2, 12
 pytestmark = pytest.mark.slow
@@ -194,17 +194,20 @@ def test_two_ranks_go_on_bit_identically(forge: Forge, tmp_path: Path) -> None:
         assert [event["loss"] for event in one[1:told]] == [event["loss"] for event in other[-told:-1]]
 
 
-@pytest.mark.parametrize("strategy", ["parallel", "fsdp"])
-def test_a_sharded_strategy_of_lightning_goes_on_from_a_url(forge: Forge, tmp_path: Path, strategy: str) -> None:
-    """Two ranks are killed and a node's memory is lost: the steps after the newest that ModelCheckpoint had saved have the
-    bits that they had before."""
-    example, saved = "tests.integrations.lightning_worker", 3
+@pytest.mark.parametrize(
+    ("worker", "options"),
+    [("lightning_worker", ["--strategy=parallel"]), ("lightning_worker", ["--strategy=fsdp"]), ("titan_worker", [])],
+)
+def test_saves_by_url_go_on_bit_identically(forge: Forge, tmp_path: Path, worker: str, options: list[str]) -> None:
+    """Lightning's sharded strategies and TorchTitan's manager: two ranks are killed and a node's memory is lost, and the
+    steps after the newest that was saved have the bits that they had before."""
+    example, saved = f"tests.integrations.{worker}", 3
     with Cluster(2, parity=1) as cluster:
-        killed = Ranks(forge, example, cluster, tmp_path / "killed", f"--strategy={strategy}", f"--saved={saved}")
+        killed = Ranks(forge, example, cluster, tmp_path / "killed", *options, f"--saved={saved}")
         before = killed.end(-signal.SIGKILL)
         cluster.lose(1)
         cluster.restart(1)
-        after = Ranks(forge, example, cluster, tmp_path / "resumed", f"--strategy={strategy}").end(0)
+        after = Ranks(forge, example, cluster, tmp_path / "resumed", *options).end(0)
     for one, other in zip(before, after, strict=True):
         assert (one[0], other[0]) == ({"begins": 0}, {"begins": saved})
         assert len({event["digest"] for event in one[1:]}) == 6
