@@ -175,9 +175,10 @@ class Ranks:
         return [self.events(rank) for rank in range(WORLD)]
 
 
-def test_two_ranks_go_on_bit_identically(forge: Forge, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["train_accelerate", "train_trainer"])
+def test_two_ranks_go_on_bit_identically(forge: Forge, tmp_path: Path, name: str) -> None:
     """The same losses on each rank, and the same parameters and optimizer state, as without the kill."""
-    example, steps = "ckptd.examples.train_accelerate", f"--steps={RANKS_STEPS}"
+    example, steps = f"ckptd.examples.{name}", f"--steps={RANKS_STEPS}"
     with Cluster(1, parity=0) as cluster:
         first = Ranks(forge, example, cluster, tmp_path / "first", steps, "--pace=0.1")
         until(lambda: len(first.events()) > 6, "six steps")
