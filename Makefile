@@ -15,6 +15,8 @@ install: $(READY)  ## set up .venv with everything (does nothing when nothing ch
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --only-binary pyeclib -c constraints.txt -e '.[dev]'
+	@# Without what it depends on: data sets that want an older fsspec than our S3 does, pyarrow and pandas. Its manager loads none of it.
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt torchtitan tyro docstring-parser typeguard
 	@touch $@
 
 demo: install  ## the main job: train, lose a node, rebuild it from parity, go on bit-exact

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from ckptd.ckpt import disk, manifest
 from ckptd.ckpt.errors import StorageError
-from ckptd.ckpt.model import Image, Version
-from ckptd.ckpt.pieces import digest_of, sums_of
+from ckptd.ckpt.model import PIECE, Image, Version
+from ckptd.ckpt.pieces import digest_of, pack_sums, parts, sums_of, unpack_sums
 from ckptd.ckpt.place import Committed, Done
 
 PART = disk.CHUNK
@@ -33,10 +33,11 @@ class Directory:
     def where(self) -> str:
         return str(self._directory)
 
-    def put(self, version: Version, image: Image, data: memoryview, _sums: Sequence[int], done: Done) -> None:
+    def put(self, version: Version, image: Image, data: memoryview, sums: Sequence[int], done: Done) -> None:
         directory = self.unpublished(version)
         disk.make_dir(directory)
         disk.write_durably(directory / manifest.file_name(image.rank), data, done)
+        disk.write_durably(directory / manifest.sums_name(image.rank), pack_sums(sums))
         disk.sync_dir(directory)
 
     @contextmanager
@@ -51,10 +52,11 @@ class Directory:
 
     def made(self, version: Version, rank: int, size: int) -> Image:
         """Such an image as it stands on the disk, with its digest. Raises StorageError."""
-        path = self.unpublished(version) / manifest.file_name(rank)
-        return Image(
-            rank, size, digest_of([sum_ for chunk in disk.chunks(path, size) for sum_ in sums_of(chunk)], size)
-        )
+        directory = self.unpublished(version)
+        chunks = disk.chunks(directory / manifest.file_name(rank), size)
+        sums = [sum_ for chunk in chunks for sum_ in sums_of(chunk)]
+        disk.write_durably(directory / manifest.sums_name(rank), pack_sums(sums))
+        return Image(rank, size, digest_of(sums, size))
 
     def abandon(self, version: Version) -> None:
         shutil.rmtree(self.unpublished(version), ignore_errors=True)
@@ -106,17 +108,30 @@ class Directory:
         return Committed(content, sizes, described.st_mtime if described else None)
 
     def read_into(self, version: Version, image: Image, into: memoryview, done: Done) -> list[int]:
+        return self._read(version, image, range(image.pieces), into, done)
+
+    def sums(self, version: Version, image: Image) -> list[int] | None:
+        path = self._published(version) / manifest.sums_name(image.rank)
+        return unpack_sums(disk.read_small(path, 8 * image.pieces), image) if path.exists() else None
+
+    def read_some(
+        self, version: Version, image: Image, wanted: Sequence[int], sums: Sequence[int], into: memoryview
+    ) -> list[int]:
+        return self._read(version, image, wanted, into, lambda _: None)
+
+    def _read(self, version: Version, image: Image, wanted: Sequence[int], into: memoryview, done: Done) -> list[int]:
         path = self._published(version) / manifest.file_name(image.rank)
         with disk.reading(path, len(into)) as fill, ThreadPoolExecutor(READERS, "files to read") as pool:
 
-            def take(start: int) -> list[int]:
-                part = into[start : start + PART]
+            def take(run: tuple[int, int]) -> list[int]:
+                start = run[0] * PIECE
+                part = into[start : start + run[1] * PIECE]
                 fill(part, start)
                 done(len(part))
                 return sums_of(part)
 
             try:
-                return [sum_ for sums in pool.map(take, range(0, len(into), PART)) for sum_ in sums]
+                return [sum_ for sums in pool.map(take, parts(wanted, PART // PIECE)) for sum_ in sums]
             finally:
                 pool.shutdown(cancel_futures=True)  # of one that fails no more is read
 

@@ -19,6 +19,8 @@ from ckptd.ckpt.tables import RANKS_MAX, check_image, number, version_from_json
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+SUMS = ".sums"
+"""How the names end of what vouches for the pieces of an image."""
 MANIFEST_MAX = 256 * 1024 * 1024
 _STEP_DIR = re.compile(r"step-(\d{12})\.e(\d{4,12})")
 
@@ -50,6 +52,11 @@ def version_of(name: str) -> Version | None:
 def file_name(rank: int) -> str:
     """The file of a rank's image in a persisted step."""
     return f"rank-{rank:05d}.safetensors"
+
+
+def sums_name(rank: int) -> str:
+    """What the sums of a rank's image are in: `ckptd.ckpt.pieces.pack_sums`."""
+    return f"rank-{rank:05d}{SUMS}"
 
 
 def missing(manifest: Manifest, sizes: Mapping[str, int]) -> str:

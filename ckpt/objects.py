@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import re
-import struct
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Executor, Future, ThreadPoolExecutor, wait
@@ -20,7 +19,7 @@ from ckptd.ckpt.bucket import STOPPING, Bucket
 from ckptd.ckpt.errors import CorruptionError, StorageError
 from ckptd.ckpt.model import PIECE, Image, Version
 from ckptd.ckpt.multipart import Multipart
-from ckptd.ckpt.pieces import digest_of, sums_of
+from ckptd.ckpt.pieces import pack_sums, parts, sums_of, unpack_sums
 from ckptd.ckpt.place import Committed, Done
 from ckptd.ckpt.uploads import Uploads, is_offered
 
@@ -29,7 +28,6 @@ log = logging.getLogger(__name__)
 PART = 8 * 1024 * 1024
 """A whole number of pieces; small enough that eight of them are no memory to speak of, large enough for the store."""
 PARALLEL = 8
-SUMS = ".sums"
 """How the names of the objects end that vouch for an image."""
 _READS = 3
 """How often a range is read before its pieces count as damaged where they are kept."""
@@ -60,8 +58,9 @@ class Objects:
     # ---- writing --------------------------------------------------------------------------------------
 
     def put(self, version: Version, image: Image, data: memoryview, sums: Sequence[int], done: Done) -> None:
-        key, mark = self._key(version, manifest.file_name(image.rank)), self._key(version, sums_name(image.rank))
-        if self._bucket.size(key) == image.size and self._sums(version, image) is not None:
+        key = self._key(version, manifest.file_name(image.rank))
+        mark = self._key(version, manifest.sums_name(image.rank))
+        if self._bucket.size(key) == image.size and self.sums(version, image) is not None:
             done(len(data))
             return
         self._bucket.delete([mark])  # it would vouch for what is overwritten now
@@ -72,11 +71,11 @@ class Objects:
             self._multipart.put(key, data, self._part, done)
         else:
             self._bucket.put_large(key, data, self._part, done)
-        self._bucket.put(mark, struct.pack(f"<{len(sums)}Q", *sums))
+        self._bucket.put(mark, pack_sums(sums))
 
     def sizes(self, version: Version, ranks: Iterable[int]) -> Mapping[int, int]:
         found = self._bucket.objects(self._key(version))
-        names = {rank: manifest.file_name(rank) for rank in ranks if sums_name(rank) in found}
+        names = {rank: manifest.file_name(rank) for rank in ranks if manifest.sums_name(rank) in found}
         return {rank: found[name].size for rank, name in names.items() if name in found}
 
     def is_committed(self, version: Version) -> bool:
@@ -114,6 +113,25 @@ class Objects:
         tasks = (partial(take, read, start) for start, read in self._ranges(version, image))
         return [sum_ for sums in self._in_order(self._readers, tasks) for sum_ in sums]
 
+    def sums(self, version: Version, image: Image) -> list[int] | None:
+        data = self._bucket.small(self._key(version, manifest.sums_name(image.rank)), 8 * image.pieces)
+        return None if data is None else unpack_sums(data, image)
+
+    def read_some(
+        self, version: Version, image: Image, wanted: Sequence[int], sums: Sequence[int], into: memoryview
+    ) -> list[int]:
+        key = self._key(version, manifest.file_name(image.rank))
+
+        def take(first: int, count: int) -> list[int]:
+            start = first * PIECE
+            size = min(count * PIECE, image.size - start)
+            data, found = self._range(key, start, size, list(sums[first : first + count]))
+            into[start : start + size] = data
+            return found
+
+        tasks = (partial(take, *run) for run in parts(wanted, self._part // PIECE))
+        return [sum_ for found in self._in_order(self._readers, tasks) for sum_ in found]
+
     def chunks(self, version: Version, image: Image) -> Iterator[memoryview]:
         ranges = self._in_order(self._readers, (read for _, read in self._ranges(version, image)))
         return (memoryview(data) for data, _ in ranges)
@@ -124,7 +142,7 @@ class Objects:
         size = self._bucket.size(key)
         if size != image.size:
             raise StorageError(f"{key} has {size} bytes, expected {image.size}; it is damaged or not ours")
-        sums = self._sums(version, image)
+        sums = self.sums(version, image)
         for start in range(0, image.size, self._part):
             count = min(self._part, image.size - start)
             expected = sums[start // PIECE :][: -(-count // PIECE)] if sums else None
@@ -141,17 +159,6 @@ class Objects:
         raise CorruptionError(
             f"{key}: {len(bad)} pieces fail their checksum, the first is {bad[0]}; this step can't be restored from storage"
         )
-
-    def _sums(self, version: Version, image: Image) -> list[int] | None:
-        """The sums that stand beside an image, if they are those of this one; a step that was copied here may lack them."""
-        count = -(-image.size // PIECE)
-        data = self._bucket.small(self._key(version, sums_name(image.rank)), 8 * count)
-        if data is None or len(data) != 8 * count:
-            return None
-        sums = list(struct.unpack(f"<{count}Q", data))
-        return sums if digest_of(sums, image.size) == image.digest else None
-
-    # ---- removing -------------------------------------------------------------------------------------
 
     def remove(self, version: Version) -> None:
         self._bucket.delete([self._key(version, manifest.MANIFEST)])
@@ -227,11 +234,6 @@ class Objects:
             return pool.submit(task)
         except RuntimeError as error:  # it is shut down
             raise StorageError(f"cannot go on with {self.where}: {STOPPING}") from error
-
-
-def sums_name(rank: int) -> str:
-    """The object with the sums of a rank's image."""
-    return f"rank-{rank:05d}{SUMS}"
 
 
 def _is_done(name: str, version: Version) -> bool:

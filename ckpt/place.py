@@ -63,6 +63,17 @@ class Place(Protocol):
         that can tell where bytes were damaged on their way reads those again, and raises CorruptionError in the end.
         """
 
+    def sums(self, version: Version, image: Image) -> list[int] | None:
+        """The sums of a committed image's pieces, where they stand beside it and its digest is of them; else None."""
+
+    def read_some(
+        self, version: Version, image: Image, wanted: Sequence[int], sums: Sequence[int], into: memoryview
+    ) -> list[int]:
+        """Fill these pieces (ascending) of `into`, which has room for the whole image, as `read_into` does.
+
+        `sums` are what the image's pieces should have; returned is what those have that were read.
+        """
+
     def chunks(self, version: Version, image: Image) -> Iterator[memoryview]:
         """The same in order, some whole pieces at a time; each is valid until the next."""
 

@@ -13,7 +13,7 @@ from ckptd.ckpt import manifest
 from ckptd.ckpt.bucket import Bucket, Object
 from ckptd.ckpt.errors import StorageError
 from ckptd.ckpt.model import JOB_NAME, Version
-from ckptd.ckpt.objects import OURS, PARALLEL, SUMS, Objects
+from ckptd.ckpt.objects import OURS, PARALLEL, Objects
 from ckptd.ckpt.place import Place
 from ckptd.ckpt.shelf import Leftover, Published, judged
 from ckptd.ckpt.uploads import Upload, Uploads, is_offered
@@ -89,7 +89,7 @@ class ObjectShelf:
             raise StorageError(f"{leftover.where} was written to a moment ago; it stays, ask again later")
         version = manifest.version_of(name)
         objects = self._steps(job).get(version, {}) if version is not None else {}
-        marks = [one for one in objects if one.endswith(SUMS)]
+        marks = [one for one in objects if one.endswith(manifest.SUMS)]
         for names in (marks, [one for one in objects if one not in marks]):
             self._bucket.delete([self._bucket.key(job, name, one) for one in names])
         for upload in self._of(job, name):

@@ -110,6 +110,22 @@ class Storage:
         image = step.manifest.images[rank]
         self._hold(step, image, self._place.read_into(step.manifest.version, image, into, done))
 
+    def read_some(self, step: Step, rank: int, wanted: Sequence[int], into: memoryview) -> None:
+        """Read some pieces (ascending) of one rank's image, verified; `into` has room for all of it.
+
+        Raises StorageError, also where no sums of its pieces stand beside the image: then only all of it can be verified.
+        Raises CorruptionError.
+        """
+        image, version = step.manifest.images[rank], step.manifest.version
+        sums = self._place.sums(version, image)
+        if sums is None:
+            raise StorageError(f"{self._file(version, rank)} has no sums of its pieces beside it; read all of it")
+        found = self._place.read_some(version, image, wanted, sums, into)
+        if found != [sums[piece] for piece in wanted]:
+            raise CorruptionError(
+                f"{self._file(version, rank)} does not match its sums; this step can't be restored from storage"
+            )
+
     def check(self, step: Step, rank: int) -> None:
         """Read one rank's image and forget it, a few pieces at a time. Raises StorageError, CorruptionError."""
         image = step.manifest.images[rank]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import astuple
 from functools import partial
 
@@ -14,13 +14,13 @@ from ckptd.ckpt.errors import CkptdError, CorruptionError, StorageError, Unrecov
 from ckptd.ckpt.inventory import Ledger, Origin
 from ckptd.ckpt.manifest import file_name
 from ckptd.ckpt.model import PIECE, Image, Table, Version
-from ckptd.ckpt.pieces import piece_sum
-from ckptd.ckpt.recovery import is_complete, survey
+from ckptd.ckpt.pieces import piece_sum, runs
+from ckptd.ckpt.recovery import is_complete, sources_for, survey, tables_of
 from ckptd.ckpt.storage import Step, Storage
 from ckptd.daemon import checking
 from ckptd.daemon import events as ev
 from ckptd.daemon.fetch import Fetcher
-from ckptd.daemon.opened import Opened, Part, Whole
+from ckptd.daemon.opened import Opened, Part, Some, Whole
 from ckptd.daemon.parities import Spent
 from ckptd.daemon.progress import Add, Progress
 from ckptd.daemon.segments import Segments, Stretch
@@ -181,6 +181,7 @@ class Jobs:
             survey(ledger).get(version),
             next((s for s in self.stored() if s.manifest.version == version), None),
         )
+        somes: list[Some] = [partial(self._fetcher.pieces, ledger, version)]
         wholes: list[Whole] = []
         if table is not None and is_complete(table):
             images = [table.holder(rank)[1] for rank in range(table.world)]
@@ -193,6 +194,9 @@ class Jobs:
             )
         if step is not None:
             wholes.append(partial(self._whole_from_storage, step))
+            tables = tables_of(ledger).get(version, ())
+            if not tables or isinstance(sources_for(ledger, tables), str):
+                somes.append(partial(self._some_from_storage, step))
         own, parts = [], []
         for image in images:
             found = None if table is None else self._own(table, image)
@@ -201,7 +205,7 @@ class Jobs:
                 continue
             path = self._segments.opened.directory_of(version) / file_name(image.rank)
             parts.append(Part(image, path, self._segments.opened.make_empty(path, image.size)))
-        return Opened(own, parts, partial(self._fetcher.pieces, ledger, version), wholes)
+        return Opened(own, parts, somes, wholes)
 
     def _whole(self, ledger: Ledger, table: Table, image: Image, view: memoryview) -> str:
         return self._fetcher.image(ledger, table, image.rank, view).rung
@@ -210,6 +214,16 @@ class Jobs:
         if image not in step.manifest.images:
             raise StorageError(f"{step.where} has another image of rank {image.rank}")
         self._read_stored(step, image, view)
+        return "storage"
+
+    def _some_from_storage(self, step: Step, image: Image, wanted: Sequence[int], view: memoryview) -> str:
+        """Wrong bytes are told of by who reads the whole image next: here it may be the sums that are wrong."""
+        assert self._storage is not None, "a stored step without a storage root"
+        if image not in step.manifest.images:
+            raise StorageError(f"{step.where} has another image of rank {image.rank}")
+        for first, count in runs(wanted):
+            shm.touch(view[first * PIECE : (first + count) * PIECE])
+        self._storage.read_some(step, image.rank, wanted, view)
         return "storage"
 
     def _read_stored(self, step: Step, image: Image, view: memoryview, add: Add = lambda _: None) -> None:

@@ -1,7 +1,7 @@
 """The images of one version on this node as far as its ranks have asked for them, each piece brought once.
 
-What this node holds itself stands in its slot. Of other images a node that holds them gives the pieces that are wanted; one
-that nobody holds is decoded, or read from storage, as a whole: only then can it be verified.
+What this node holds itself stands in its slot. Of other images a node that holds them gives the pieces that are wanted, or
+storage where memory has too little left. One that is decoded is decoded as a whole: only then can it be verified.
 """
 
 from __future__ import annotations
@@ -46,10 +46,13 @@ class Came:
 class Opened:
     """May be used from several threads; one brings at a time, and the others find it done."""
 
-    def __init__(self, own: Sequence[Found], parts: Sequence[Part], some: Some, wholes: Sequence[Whole]) -> None:
-        """`own`: images that stand here, whole and verified. `wholes`: ways to a whole image, the best one first."""
+    def __init__(
+        self, own: Sequence[Found], parts: Sequence[Part], somes: Sequence[Some], wholes: Sequence[Whole]
+    ) -> None:
+        """`own`: images that stand here, whole and verified. `somes`: ways to pieces, the best one first; `wholes`: to a
+        whole image, where those fail."""
         self._own, self._parts = tuple(own), {part.image.rank: part for part in parts}
-        self._some, self._wholes = some, tuple(wholes)
+        self._somes, self._wholes = tuple(somes), tuple(wholes)
         self._lock = threading.Lock()
         self.number = secrets.randbits(63)
         """Names this opening. Whoever has mapped the files of another one would read holes after asking this one."""
@@ -85,15 +88,16 @@ class Opened:
     def _one(self, part: Part, missing: list[int]) -> tuple[int, str]:
         image, reasons = part.image, list[str]()
         if len(missing) < image.pieces:
-            try:
-                for first, count in runs(missing):
-                    start = first * PIECE
-                    shm.reserve_part(part.path, start, min(count * PIECE, image.size - start))
-                source = self._some(image, missing, part.view)
-                part.have.update(missing)
-                return len(missing) * PIECE, source
-            except CkptdError as error:
-                reasons.append(str(error))
+            for first, count in runs(missing):
+                start = first * PIECE
+                shm.reserve_part(part.path, start, min(count * PIECE, image.size - start))
+            for some in self._somes:
+                try:
+                    source = some(image, missing, part.view)
+                    part.have.update(missing)
+                    return len(missing) * PIECE, source
+                except CkptdError as error:
+                    reasons.append(str(error))
         shm.reserve_part(part.path, 0, image.size)
         for whole in self._wholes:
             try:

@@ -1,6 +1,6 @@
 """Train a tiny GPT-2 whose checkpoints are TorchTitan's, in memory: its own CheckpointManager with a folder that is a URL.
 
-    pip install ckptd transformers torchtitan==0.3.0
+    pip install 'ckptd[torchtitan,transformers]'
     ckptd run --nproc-per-node 2 -m ckptd.examples.train_torchtitan --steps 100
 
 (Beside `ckptd serve` also `python -m ckptd.examples.train_torchtitan`, or torchrun: the manager looks for steps before it

@@ -63,7 +63,7 @@ class FakeChannel:
         complete = [] if fresh else self.recorded()
         if not complete:
             return Decision(epoch, None, "none", "nothing was captured")
-        files = sorted(self._folder(complete[-1]).glob("rank-*"))
+        files = sorted(self._folder(complete[-1]).glob("rank-*.safetensors"))
         return Decision(epoch, complete[-1], "own", "all ranks captured it", len(files))
 
     def join(self, epoch: int) -> None:
@@ -75,7 +75,7 @@ class FakeChannel:
         return self._images(version)
 
     def _images(self, version: Version) -> list[Found]:
-        files = sorted(self._folder(version).glob("rank-*"))
+        files = sorted(self._folder(version).glob("rank-*.safetensors"))
         return [Found(int(file.stem[5:]), file, file.stat().st_size, "own") for file in files]
 
     def newest_epoch(self) -> int:
@@ -173,7 +173,7 @@ class FakeChannel:
         found = []
         for folder in self.directory.glob("version-*"):
             epoch, step = folder.name.split("-")[1:]
-            files = sorted(folder.glob("rank-*"))
+            files = sorted(folder.glob("rank-*.safetensors"))
             if files and len(files) == parse(files[0].read_bytes()).world:
                 found.append(Version(int(epoch), int(step)))
         return sorted(found)

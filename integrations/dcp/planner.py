@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import torch
-from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, create_default_local_load_plan
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import LoadPlan
 
@@ -38,7 +38,9 @@ class LoadPlanner(DefaultLoadPlanner):
         common = sorted(self.state_dict.keys() & saved.keys())
         differs = [text for name in common if (text := _difference(name, saved[name], self.state_dict[name]))]
         _report(missing=missing, differs=differs)
-        return replace(super().create_local_plan(), planner_data=tuple(sorted(self.state_dict)))
+        # Not DCP's own: where this rank has no part of a ShardedTensor, it takes the checkpoint for one of torch 2.3.
+        plan = create_default_local_load_plan(self.state_dict, self.metadata, not self.allow_partial_load)
+        return replace(plan, planner_data=tuple(sorted(self.state_dict)))
 
     def create_global_plan(self, global_plan: list[LoadPlan]) -> list[LoadPlan]:
         """Raises StateError when the checkpoint has names that no rank asks for."""

@@ -1,6 +1,11 @@
-"""Lightning with ckptd: `callbacks=[CkptdCallback()]`, or `plugins=[CkptdIO()]`. `import ckptd` does not load it."""
+"""Lightning with ckptd: a callback, a plugin, strategies; docs/frameworks.md. `import ckptd` does not load it."""
 
 from ckptd.integrations.frameworks.lightning import CkptdCallback
 from ckptd.integrations.frameworks.lightning_io import CkptdIO
+from ckptd.integrations.frameworks.lightning_sharded import (
+    CkptdFSDPStrategy,
+    CkptdModelParallelStrategy,
+    newest_step,
+)
 
-__all__ = ["CkptdCallback", "CkptdIO"]
+__all__ = ["CkptdCallback", "CkptdFSDPStrategy", "CkptdIO", "CkptdModelParallelStrategy", "newest_step"]

@@ -97,13 +97,14 @@ def test_publishing_twice_is_harmless(storage: Storage) -> None:
 
 
 def test_what_a_dead_writer_left_is_not_published(storage: Storage) -> None:
-    """The published folder holds the images and the manifest, and nothing under a temporary name."""
+    """The published folder holds the images with their sums and the manifest, and nothing under a temporary name."""
     images = write(storage, V12)
     writing = folder(storage) / f".writing-{manifest.dir_name(V12)}"
     (writing / f"{manifest.file_name(0)}.0123abcd.tmp").write_bytes(b"half an im")
     storage.publish(V12, images)
     found = sorted(path.name for path in (folder(storage) / manifest.dir_name(V12)).iterdir())
-    assert found == sorted([manifest.MANIFEST, *(manifest.file_name(rank) for rank in range(len(SIZES)))])
+    names = [name(rank) for rank in range(len(SIZES)) for name in (manifest.file_name, manifest.sums_name)]
+    assert found == sorted([manifest.MANIFEST, *names])
 
 
 def test_the_order_of_ranks_does_not_matter(storage: Storage) -> None:
@@ -166,8 +167,14 @@ def test_synced_and_named_in_the_right_order(storage: Storage, monkeypatch: pyte
     monkeypatch.setattr(Path, "rename", note_rename)
     persist(storage, V12)
     final, writing = manifest.dir_name(V12), f".writing-{manifest.dir_name(V12)}"
-    files = ["rank-00000.safetensors", "rank-00001.safetensors", "manifest.json"]
-    of_files = [call for name in files for call in (f"fsync {name}.tmp", f"rename {name}", f"fsync {writing}")]
+    of_files = []
+    for names in (
+        ["rank-00000.safetensors", "rank-00000.sums"],
+        ["rank-00001.safetensors", "rank-00001.sums"],
+        ["manifest.json"],
+    ):
+        of_files += [call for name in names for call in (f"fsync {name}.tmp", f"rename {name}")]
+        of_files.append(f"fsync {writing}")
     made = [f"fsync {folder(storage).parent.parent.name}", "fsync root", f"fsync {JOB}"]
     assert calls == [*made, *of_files, f"rename {final}", f"fsync {JOB}", "fsync root"]
 

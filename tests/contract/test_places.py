@@ -127,6 +127,39 @@ def test_what_is_committed_is_read(kept: Kept) -> None:
         assert sum(read) == len(data)
 
 
+def test_pieces_are_read_alone(kept: Kept) -> None:
+    """And no other byte is written to; each is checked by itself, and damage elsewhere does not matter."""
+    persist(kept.storage, V12)
+    (step,), _ = kept.storage.steps()
+    good = payload(V12)[0]
+    damaged = bytearray(good)
+    damaged[2 * PIECE] ^= 1
+    kept.change(file_of(V12, 0), bytes(damaged))
+    into, wanted = memoryview(bytearray(SIZES[0])), [0, 3, 4, 5]
+    kept.storage.read_some(step, 0, wanted, into)
+    for piece in range(6):
+        part = slice(piece * PIECE, (piece + 1) * PIECE)
+        assert into[part] == (good[part] if piece in wanted else bytes(len(good[part])))
+    with pytest.raises(CorruptionError, match=r"rank-00000\.safetensors.*can't be restored from storage"):
+        kept.storage.read_some(step, 0, [1, 2], into)
+
+
+@pytest.mark.parametrize("content", [None, b"", bytes(8 * 6)])
+def test_pieces_need_their_sums(kept: Kept, content: bytes | None) -> None:
+    """Where none stand beside an image, or others than its own, only the whole of it can be read and checked."""
+    persist(kept.storage, V12)
+    (step,), _ = kept.storage.steps()
+    kept.change(f"{manifest.dir_name(V12)}/{manifest.sums_name(0)}", content)
+    into = memoryview(bytearray(SIZES[0]))
+    with pytest.raises(
+        StorageError, match=r"rank-00000\.safetensors has no sums of its pieces beside it; read all of it"
+    ):
+        kept.storage.read_some(step, 0, [0], into)
+    assert not any(into)
+    kept.storage.read(step, 0, into)
+    assert into == payload(V12)[0]
+
+
 def test_nothing_is_seen_before_it_is_committed(kept: Kept) -> None:
     """An image missing: no manifest, no step. The rest comes, and it is there; publishing again changes nothing."""
     assert kept.storage.steps() == ([], [])

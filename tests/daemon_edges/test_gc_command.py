@@ -121,7 +121,8 @@ def test_what_is_being_written_stays_and_leftovers_go(run: Run) -> None:
     assert "is written now" in out
     assert "0 steps, 2 leftovers" in out
     assert (young.exists(), old.exists()) == (True, False)
-    assert sorted(path.name for path in directory(10).iterdir()) == ["manifest.json", "rank-00000.safetensors"]
+    left = sorted(path.name for path in directory(10).iterdir())
+    assert left == ["manifest.json", "rank-00000.safetensors", "rank-00000.sums"]
 
 
 def test_it_asks_first(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,7 +101,8 @@ def test_other_sums_than_those_of_the_capture_are_found_out(nodes: NodesHere, mo
 
 
 def test_storage_is_the_last_way(nodes: NodesHere) -> None:
-    """What too few nodes can give is read from the persisted step; one that nobody knows at all, too; else it is said."""
+    """What too few nodes can give is read from the persisted step, by pieces; one that nobody knows at all, too; else it is
+    said. While memory can give all of it, memory does."""
     lost = nodes.ledger(1, 2, 3)
     images = opened(nodes, lost)
     with pytest.raises(Unrecoverable, match=r"no live node holds it.*can't be decoded"):
@@ -114,9 +115,13 @@ def test_storage_is_the_last_way(nodes: NodesHere) -> None:
         image = nodes[rank].segments.slot_entries()[0][0].image
         storage.write(V, image, memoryview(bytes_of(V, rank, size)))
     storage.publish(V, [nodes[rank].segments.slot_entries()[0][0].image for rank in range(4)])
-    assert bring(opened(nodes, lost), 3, 0, 1) == Came(5 * PIECE, ("storage",))
+    assert bring(opened(nodes, lost), 3, 0, 1) == Came(PIECE, ("storage",))
     empty = Ledger(collector=0, boot="b", seq=1, nodes=4, map=lost.map, reports=(), lost=(1, 2, 3))
-    assert bring(opened(nodes, empty), 0, 0, 1) == Came(4 * PIECE, ("storage",))
+    images = opened(nodes, empty)
+    assert bring(images, 0, 2 * PIECE, 2 * PIECE + 1) == Came(PIECE, ("storage",))
+    assert bring(images, 0, 0, SIZES[0]) == Came(3 * PIECE, ("storage",))
+    assert [memory_of(found) for found in images.found[1:]] == [0, 0, 0]
+    assert bring(opened(nodes, nodes.ledger(3)), 3, 0, 1) == Came(5 * PIECE, ("parity",))
 
 
 @pytest.mark.parametrize("stretch", [Stretch(4, 0, 1), Stretch(1, 0, 1001), Stretch(1, 5, 4)])

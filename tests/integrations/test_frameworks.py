@@ -20,7 +20,7 @@ from tests.cluster import SHM, Cluster, until
 from tests.payload import JOB
 
 ROOT = Path(__file__).parents[2]
-EXAMPLES = ["train_trainer", "train_lightning", "train_accelerate"]
+EXAMPLES = ["train_trainer", "train_lightning", "train_accelerate", "train_torchtitan"]
 STEPS = 40
 WORLD, RANKS_STEPS = 2, 12
 pytestmark = pytest.mark.slow
@@ -142,21 +142,22 @@ def test_an_example_that_is_killed_resumes_bit_identically(job: Job) -> None:
 
 
 class Ranks:
-    """The ranks of one life of the example for Accelerate over gloo, beside one daemon."""
+    """The ranks of one life over gloo, each beside the daemon of its number, or the last one."""
 
-    def __init__(self, forge: Forge, run_dir: Path, folder: Path, *options: str) -> None:
+    def __init__(self, forge: Forge, example: str, cluster: Cluster, folder: Path, *options: str) -> None:
         folder.mkdir()
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         self._forge, self._folder = forge, folder
         self.pids = [
             forge.ask(
-                example="ckptd.examples.train_accelerate", output=str(folder / f"{rank}.log"),
-                argv=[f"--steps={RANKS_STEPS}", f"--events={folder}/{rank}.jsonl", *options],
+                example=example, output=str(folder / f"{rank}.log"),
+                argv=[f"--events={folder}/{rank}.jsonl", *options],
                 environment={
-                    "CKPTD_JOB": JOB, "CKPTD_RUN_DIR": str(run_dir), "GLOO_SOCKET_IFNAME": "lo", "RANK": str(rank),
-                    "LOCAL_RANK": str(rank), "WORLD_SIZE": str(WORLD), "LOCAL_WORLD_SIZE": str(WORLD),
-                    "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+                    "CKPTD_JOB": JOB, "CKPTD_RUN_DIR": str(cluster.run_dir(min(rank, len(cluster.addresses) - 1))),
+                    "GLOO_SOCKET_IFNAME": "lo", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+                    "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(WORLD), "LOCAL_WORLD_SIZE": str(WORLD),
+                    "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "t",  # what Lightning knows torchrun by
                 },
             )
             for rank in range(WORLD)
@@ -174,19 +175,41 @@ class Ranks:
         return [self.events(rank) for rank in range(WORLD)]
 
 
-def test_two_ranks_go_on_bit_identically(forge: Forge, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["train_accelerate", "train_trainer"])
+def test_two_ranks_go_on_bit_identically(forge: Forge, tmp_path: Path, name: str) -> None:
     """The same losses on each rank, and the same parameters and optimizer state, as without the kill."""
+    example, steps = f"ckptd.examples.{name}", f"--steps={RANKS_STEPS}"
     with Cluster(1, parity=0) as cluster:
-        first = Ranks(forge, cluster.run_dir(0), tmp_path / "first", "--pace=0.1")
+        first = Ranks(forge, example, cluster, tmp_path / "first", steps, "--pace=0.1")
         until(lambda: len(first.events()) > 6, "six steps")
         for pid in first.pids:
             os.kill(pid, signal.SIGKILL)
         first.end(-signal.SIGKILL)
-        resumed = Ranks(forge, cluster.run_dir(0), tmp_path / "resumed").end(0)
+        resumed = Ranks(forge, example, cluster, tmp_path / "resumed", steps).end(0)
     with Cluster(1, parity=0) as cluster:
-        whole = Ranks(forge, cluster.run_dir(0), tmp_path / "whole").end(0)
+        whole = Ranks(forge, example, cluster, tmp_path / "whole", steps).end(0)
     assert 3 <= resumed[0][0]["step"] < RANKS_STEPS
     for one, other in zip(resumed, whole, strict=True):
         assert one[-1]["digest"] == other[-1]["digest"]
         told = len(one) - 1
         assert [event["loss"] for event in one[1:told]] == [event["loss"] for event in other[-told:-1]]
+
+
+@pytest.mark.parametrize(
+    ("worker", "options"),
+    [("lightning_worker", ["--strategy=parallel"]), ("lightning_worker", ["--strategy=fsdp"]), ("titan_worker", [])],
+)
+def test_saves_by_url_go_on_bit_identically(forge: Forge, tmp_path: Path, worker: str, options: list[str]) -> None:
+    """Lightning's sharded strategies and TorchTitan's manager: two ranks are killed and a node's memory is lost, and the
+    steps after the newest that was saved have the bits that they had before."""
+    example, saved = f"tests.integrations.{worker}", 3
+    with Cluster(2, parity=1) as cluster:
+        killed = Ranks(forge, example, cluster, tmp_path / "killed", *options, f"--saved={saved}")
+        before = killed.end(-signal.SIGKILL)
+        cluster.lose(1)
+        cluster.restart(1)
+        after = Ranks(forge, example, cluster, tmp_path / "resumed", *options).end(0)
+    for one, other in zip(before, after, strict=True):
+        assert (one[0], other[0]) == ({"begins": 0}, {"begins": saved})
+        assert len({event["digest"] for event in one[1:]}) == 6
+        assert other[1:] == one[1 + saved :]

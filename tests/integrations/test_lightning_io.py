@@ -1,4 +1,4 @@
-"""Lightning's own checkpoints by CkptdIO, and a sharded strategy with CkptdCallback, in one process without a daemon."""
+"""Lightning's own checkpoints by CkptdIO and by URL, and a sharded module with CkptdCallback, without a daemon."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, TensorDataset
 
+from ckptd.ckpt.errors import StateError, UsageError
 from ckptd.integrations.dcp.life import Life
 from ckptd.integrations.files import saving
 from ckptd.integrations.filesystem import CkptdFileSystem
@@ -34,7 +35,8 @@ def channel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCha
     channel = FakeChannel(tmp_path / "channel")
     life = Life(channel, "job")
     monkeypatch.setattr("ckptd.integrations.filesystem.running", lambda job: life)
-    monkeypatch.setattr("ckptd.integrations.files.saving.life_of", lambda job: life)
+    for module in ("files.saving", "dcp.reader", "dcp.writer"):
+        monkeypatch.setattr(f"ckptd.integrations.{module}.life_of", lambda job: life)
     monkeypatch.setattr(saving, "_savings", {})
     monkeypatch.setitem(_registry, "ckptd", CkptdFileSystem)
     CkptdFileSystem.clear_instance_cache()
@@ -43,18 +45,23 @@ def channel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCha
         dist.destroy_process_group()
 
 
-def fit(*, kill_at: int = 0, ckpt_path: str | None = None, **arguments: Any) -> tuple[list[bytes], int]:
+def fit(
+    *, kill_at: int = 0, deeper: bool = False, ckpt_path: str | None = None, **arguments: Any
+) -> tuple[list[bytes], int]:
     """Fit a small module; its parameters and moments at the end, and how many batches it has trained on."""
     from lightning.pytorch import LightningModule, Trainer
+    from lightning.pytorch.strategies import ModelParallelStrategy
 
     class Module(LightningModule):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self.layers = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
+            if deeper:
+                self.layers += nn.Sequential(nn.ReLU(), nn.Linear(1, 1))
             self.trained = 0
 
         def configure_model(self) -> None:
-            if "Parallel" in type(self.trainer.strategy).__name__ and self.device_mesh is not None:
+            if isinstance(self.trainer.strategy, ModelParallelStrategy) and self.device_mesh is not None:
                 fully_shard(self.layers, mesh=self.device_mesh["data_parallel"])
 
         def training_step(self, rows: Any) -> torch.Tensor:
@@ -127,3 +134,35 @@ def test_a_sharded_module_is_captured_by_the_callback(channel: FakeChannel) -> N
     resumed, again = kept()
     assert resumed == whole
     assert again < trained - 3
+
+
+def test_a_sharded_strategy_takes_urls_and_paths(channel: FakeChannel, tmp_path: Path) -> None:
+    """Saved at `ckptd://job` it resumes as from the disk; another model, a name with `..` and a URL that has lost a slash
+    are refused, with nothing saved or loaded."""
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    from ckptd.lightning import CkptdModelParallelStrategy, newest_step
+
+    def saving_to(folder: str) -> dict[str, Any]:
+        saves = ModelCheckpoint(dirpath=folder, every_n_train_steps=2)
+        return {"strategy": CkptdModelParallelStrategy(), "callbacks": [saves]}
+
+    disk = str(tmp_path / "disk")
+    assert newest_step("job") is None
+    for folder in (disk, "ckptd://job"):
+        with pytest.raises(Killed):
+            fit(kill_at=5, **saving_to(folder))
+    assert newest_step("job") == "ckptd://job/step-4"
+    resumed = fit(ckpt_path="ckptd://job/step-4/any.ckpt", **saving_to(disk))
+    assert resumed == fit(ckpt_path=f"{disk}/epoch=0-step=4.ckpt", **saving_to(disk))
+    assert resumed[1] == STEPS - 4
+    with pytest.raises(StateError, match=r"8 missing in it: .*layers\.4\.bias"):
+        fit(ckpt_path="ckptd://job", deeper=True, **saving_to(disk))
+    kept = channel.recorded()
+    strategy = CkptdModelParallelStrategy()
+    for path in ("ckptd://job/../other", "ckptd:/job/step-4"):
+        with pytest.raises(UsageError, match="expected"):
+            strategy.save_checkpoint({"global_step": 4}, path)
+        with pytest.raises(UsageError, match="expected"):
+            strategy.load_checkpoint(path)
+    assert channel.recorded() == kept

@@ -66,9 +66,9 @@ def lives(cluster: Cluster, directory: Path) -> Iterator[Lives]:
 
 
 def test_a_job_comes_back_with_another_number_of_ranks(tmp_path: Path) -> None:
-    """Parameters, optimizer state and schedule are equal bit by bit: DDP 2 to 1 and 3, FSDP2 4 to 2, from there to 3 and to
-    tensor parallelism under FSDP2, hybrid sharding to FSDP2 after a node and its memory were lost. Random numbers and
-    position follow their rules, and what the new ranks capture is sealed."""
+    """Parameters, optimizer state and schedule are equal bit by bit: DDP 2 to 1 and 3, FSDP2 4 to 8, 1 and 2, from there to
+    3 and to tensor parallelism under FSDP2, hybrid sharding to FSDP2 after a node and its memory were lost. Random numbers
+    and position follow their rules, and what the new ranks capture is sealed."""
     with Cluster(4, parity=1) as cluster, lives(cluster, tmp_path) as job:
         state, before = job.train("ddp", 2, [0, 1])
         alone, (one,) = job.restored("ddp", 1, "look", [2])
@@ -79,6 +79,8 @@ def test_a_job_comes_back_with_another_number_of_ranks(tmp_path: Path) -> None:
         assert {rank["reached"] for rank in found} == {"sealed"}
 
         state, _ = job.train("fsdp", 4, [0, 1, 2, 3])
+        assert job.restored("fsdp", 8, "look", [0, 1, 2, 3])[0] == {state}
+        assert job.restored("fsdp", 1, "look", [3])[0] == {state}
         two, found = job.restored("fsdp", 2, "go_on", [1, 2])
         assert two == {state}
         state = found[0]["digest"]

@@ -1,16 +1,19 @@
-"""One rank of a training that TorchTitan's own CheckpointManager saves: `... RANK WORLD DIRECTORY LIFE RUN_DIRS KILL_AT`.
+"""One rank of a training that TorchTitan's own CheckpointManager saves at `ckptd://t`, for `tests.integrations.lives`.
 
-TorchTitan's Trainer needs an accelerator; its manager does not. Rank r talks to the daemon in the run directory r of
-RUN_DIRS. It prints the step that the manager has loaded, and a digest of each step before that is saved; both ranks end by
-SIGKILL once step KILL_AT is. The first life saves asynchronously.
+TorchTitan's Trainer needs an accelerator; its manager does not. It appends to `--events`, a JSON object a line, the step
+that the manager has loaded, and a digest of each step. With `--saved STEP` it saves asynchronously and nothing after that
+step, shows by its digests what comes of it without an interruption, and ends by SIGKILL.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
 import signal
-import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -20,11 +23,17 @@ from torchtitan.components.checkpointer.dcp import CheckpointManager
 
 from ckptd.examples.train_torchtitan import Optimizers, Progress
 
-STEPS = 5
+STEPS = 6
 FOLDER = "ckptd://t"
 
 
-def train(rank: int, world: int, life: str, kill_at: int) -> None:
+def say(events: Path, **event: Any) -> None:
+    with events.open("a") as file:
+        print(json.dumps(event), file=file)
+
+
+def train(saved: int, events: Path) -> None:
+    rank, world = dist.get_rank(), dist.get_world_size()
     torch.manual_seed(0)
     model = shard_each(layers(), line(world))
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
@@ -32,14 +41,14 @@ def train(rank: int, world: int, life: str, kill_at: int) -> None:
     progress, optimizers = Progress(), Optimizers(model, optimizer)
     config = CheckpointManager.Config(
         enable=True, folder=FOLDER, interval=1, keep_latest_k=0, last_save_model_only=False,
-        async_mode="async" if life == "1" else "disabled",
+        async_mode="async" if saved else "disabled",
     )  # fmt: skip
     manager = CheckpointManager(
         config, dataloader=None, model_parts=[model], optimizers=optimizers, lr_schedulers=scheduler,
         states={"train_state": progress}, sd_adapter=None,
     )  # fmt: skip
     manager.load()
-    print(progress.step)
+    say(events, begins=progress.step)
     while progress.step < STEPS:
         progress.step += 1
         torch.manual_seed(progress.step * world + rank)
@@ -48,23 +57,26 @@ def train(rank: int, world: int, life: str, kill_at: int) -> None:
         manager.maybe_wait_for_staging()
         optimizer.step()
         scheduler.step()
-        print(digest_of({"model": model.state_dict(), "optimizer": optimizers.state_dict()}), flush=True)
-        manager.save(progress.step, last_step=progress.step == STEPS)
-        if progress.step == kill_at:
-            manager.maybe_wait_for_saving()
-            dist.barrier()
-            os.kill(os.getpid(), signal.SIGKILL)
+        say(events, digest=digest_of({"model": model.state_dict(), "optimizer": optimizers.state_dict()}))
+        if not saved or progress.step <= saved:
+            manager.save(progress.step, last_step=progress.step == STEPS)
+    if saved:
+        manager.maybe_wait_for_saving()
+        dist.barrier()
+        os.kill(os.getpid(), signal.SIGKILL)
     manager.close()
 
 
-def main(rank: int, world: int, directory: Path, life: str, run_dirs: str, kill_at: str) -> None:
+def parse(description: str, argv: Sequence[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--saved", type=int, default=0)
+    parser.add_argument("--events")
+    return parser.parse_args(argv)
+
+
+def main(options: argparse.Namespace) -> None:
     torch.set_num_threads(1)
-    os.environ["CKPTD_RUN_DIR"] = run_dirs.split(",")[rank]
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "RANK": str(rank), "WORLD_SIZE": str(world)}
-    dist.init_process_group("gloo", init_method=f"file://{directory}/store-{life}", rank=rank, world_size=world)
-    train(rank, world, life, int(kill_at))
+    dist.init_process_group("gloo")
+    train(options.saved, Path(options.events))
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), *sys.argv[4:])
