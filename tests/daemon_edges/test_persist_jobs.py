@@ -155,7 +155,7 @@ def test_verify_names_what_is_wrong_on_storage(nodes: NodesHere) -> None:
 
 
 def test_a_restore_that_finds_storage_spoiled_says_which_version(nodes: NodesHere) -> None:
-    """Whether all of it is brought or a part; not as long as memory has it, and not of one that can't be read just now."""
+    """Whether all of it is brought or its damaged part; not as long as memory has it, nor for the parts that are well."""
     table = nodes.capture(V, SIZES)
     write(nodes, table)
     nodes[0].jobs.publish(ev.Publish(table))
@@ -168,8 +168,11 @@ def test_a_restore_that_finds_storage_spoiled_says_which_version(nodes: NodesHer
     forget(nodes)
     with pytest.raises(CorruptionError):
         nodes[0].jobs.gather(nodes.ledger(), V)
+    opened = nodes[0].jobs.open(nodes.ledger(), V)
+    assert opened.bring([Stretch(1, 0, 1)]).sources == ("storage",)
+    assert len(said) == 1
     with pytest.raises(Unrecoverable):
-        nodes[0].jobs.open(nodes.ledger(), V).bring([Stretch(1, 0, 1)])
+        opened.bring([Stretch(1, 8_999_999, 9_000_000)])
     assert [version for version, _ in said] == [V, V]
     assert "rank-00001.safetensors does not match its manifest" in said[0][1]
 
