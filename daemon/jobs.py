@@ -20,6 +20,7 @@ from ckptd.ckpt.storage import Step, Storage
 from ckptd.daemon import checking
 from ckptd.daemon import events as ev
 from ckptd.daemon.fetch import Fetcher
+from ckptd.daemon.foresight import Foresight
 from ckptd.daemon.opened import Opened, Part, Some, Whole
 from ckptd.daemon.parities import Spent
 from ckptd.daemon.progress import Add, Progress
@@ -35,6 +36,7 @@ class Jobs:
     def __init__(self, config: Config, segments: Segments, fetcher: Fetcher, storage: Storage | None) -> None:
         self._config, self._segments, self._fetcher, self._storage = config, segments, fetcher, storage
         self.progress = Progress()
+        self.foresight = Foresight(fetcher, segments.foreseen)
         self.storage_problem = ""
         """Why the last write or manifest did not get to storage; empty once one does."""
         self.on_spoiled: Callable[[Version, str], None] = lambda version, reason: None
@@ -199,11 +201,11 @@ class Jobs:
                 somes.append(partial(self._some_from_storage, step))
         own, parts = [], []
         for image in images:
-            found = None if table is None else self._own(table, image)
+            path = self._segments.opened.directory_of(version) / file_name(image.rank)
+            found = None if table is None else self._own(table, image) or self.foresight.take(version, image, path)
             if found is not None:
                 own.append(found)
                 continue
-            path = self._segments.opened.directory_of(version) / file_name(image.rank)
             parts.append(Part(image, path, self._segments.opened.make_empty(path, image.size)))
         return Opened(own, parts, somes, wholes)
 

@@ -111,6 +111,7 @@ def _assemble(config: Config, segments: Segments, record: EventRecord, parts: co
     if storage:
         parts.callback(storage.close)
     jobs = Jobs(config, segments, fetcher, storage)
+    parts.callback(jobs.foresight.close)
     storage_watch = StorageWatch(jobs, record, storage.where if storage else "", config.stuck_after_s)
     parts.callback(storage_watch.close)
     if config.scrub_every_s:

@@ -72,6 +72,7 @@ class Segments:
         self.directory = shm.private_dir(directory)
         self.restored = Restored(self.directory / "restore")
         self.opened = Restored(self.directory / "restore" / "parts")
+        self.foreseen = Restored(self.directory / "restore" / "foreseen")
         self._files = Files(self.directory, memory_bytes)
         self._lock = threading.RLock()
         self._assigned: dict[SlotId, tuple[str, int]] = {}

@@ -295,6 +295,8 @@ class LocalServer:
         if stands.state in WAITING:
             self._poll(lambda node: node.launch.standing(agent.name, node.ledger).state not in WAITING, request.wait_s)
             stands = self._driver.look(lambda node: node.launch.standing(agent.name, node.ledger))
+        if stands.place is not None:
+            self._jobs.foresight.seated(stands.place, lambda: self._driver.look(lambda node: node.ledger))
         return standing_out(stands)
 
     def leave(self, request: pb.LeaveRequest) -> pb.Empty:
