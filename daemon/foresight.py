@@ -1,6 +1,6 @@
 """What a node brings while its trainers start: images that only parity can give, as those of a node that is lost.
 
-A replacement at the lost place has them decoded into its slots. Where a spare takes the seat, or nobody, all will ask for them:
+A replacement at the lost place decodes them into its slots. Where a spare takes the seat, or nobody, all will ask for them:
 the ranks whose state they are, and the others for what is written at their beginning.
 """
 
