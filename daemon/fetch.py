@@ -23,7 +23,7 @@ from ckptd.daemon.parities import ParityMaker
 from ckptd.daemon.segments import Segments
 from ckptd.daemon.symbols import Pieces, Stripe, Symbols
 from ckptd.daemon.throttle import Throttle
-from ckptd.daemon.transport import Range, Transport
+from ckptd.daemon.transport import NotHeld, Range, Transport
 from ckptd.daemon.windows import WINDOW, Buffers
 
 READERS = 32
@@ -87,10 +87,10 @@ class Fetcher:
             raise Unrecoverable(f"rank {rank} of {table.version}: {'; '.join([*tried, str(error)])}") from error
 
     def pieces(self, ledger: Ledger, version: Version, image: Image, wanted: Sequence[int], into: memoryview) -> Rung:
-        """Bring some pieces (ascending) of an image from a node that holds it; a damaged one of them is decoded.
+        """Bring some pieces (ascending) of an image from a node that holds it, or decoded; a damaged one is decoded, too.
 
-        `into` has room for the whole image. Each piece is checked against the sums that the image's digest is of. Raises
-        Unrecoverable when no live node can give them: what is decoded altogether can only be verified as a whole.
+        `into` has room for the whole image. Each piece is checked against the sums that the image's digest is of; where
+        nobody holds it, who keeps a parity of it lists them. Raises Unrecoverable when no live node can give them.
         """
         tried: list[str] = []
         for report, held in holders(ledger, version, image):
@@ -109,6 +109,17 @@ class Fetcher:
                 return "parity" if damaged else self._rung(report, held)
             except CkptdError as error:
                 tried.append(str(error))
+        for node in _protecting(ledger, version):
+            try:
+                sums = self._symbols.sums(ledger, node, version, image)
+                if self.decode(ledger, version, image, into, wanted) == [sums[piece] for piece in wanted]:
+                    return "parity"
+                raise CorruptionError(f"rank {image.rank} of {version}: a decoded piece fails the sum of its capture")
+            except NotHeld:  # of another group, or restarted since
+                continue
+            except CkptdError as error:
+                tried.append(str(error))
+                break
         raise Unrecoverable(f"rank {image.rank} of {version}: {'; '.join(tried) or 'no live node holds it'}")
 
     def _rung(self, report: Report, held: Held) -> Rung:
@@ -296,3 +307,9 @@ def _nodes(stripe: Stripe, symbols: Iterable[int]) -> str:
 
 def _pieces_in(view: memoryview) -> int:
     return -(-len(view) // PIECE)
+
+
+def _protecting(ledger: Ledger, version: Version) -> list[int]:
+    """The nodes that keep a parity of a version."""
+    kept = (report for report in ledger.reports if any(parity.version == version for parity in report.parities))
+    return [report.node for report in kept]

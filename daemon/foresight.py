@@ -1,7 +1,7 @@
-"""What a node brings while its trainers start: images that only parity can give, as those of a node that is lost.
+"""What a node brings while its trainers start: their ranks' images, where only parity can give them.
 
-A replacement at the lost place decodes them into its slots. Where a spare takes the seat, or nobody, all will ask for them:
-the ranks whose state they are, and the others for what is written at their beginning.
+A replacement at a lost place decodes them into its slots. Where a spare takes the seat, or the others go on without it, its
+trainers would wait for the decoding when they ask. All others need no more of them than what is written at their beginning.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ log = logging.getLogger(__name__)
 
 
 def needed(ledger: Ledger, place: Place) -> tuple[Table, tuple[Image, ...]] | None:
-    """Of the version that the next life will begin from: the images that no live node holds, this place's ranks' first.
+    """Of the version that the next life will begin from: the images of this place's ranks that no live node holds.
+
+    With another number of nodes than captured it, so many as the place will read of.
 
     None when there are none.
     """
@@ -34,10 +36,10 @@ def needed(ledger: Ledger, place: Place) -> tuple[Table, tuple[Image, ...]] | No
     table = survey(ledger).get(version) if version else None
     if table is None:
         return None
-    images = [table.holder(rank)[1] for rank in range(table.world)]
-    lost = [image for image in images if not holders(ledger, table.version, image)]
-    lost.sort(key=lambda image: image.rank * place.size // table.world != place.rank)
-    return (table, tuple(lost)) if lost else None
+    mine = [rank for rank in range(table.world) if rank * place.size // table.world == place.rank]
+    images = [table.holder(rank)[1] for rank in mine]
+    lost = tuple(image for image in images if not holders(ledger, table.version, image))
+    return (table, lost) if lost else None
 
 
 class Foresight:

@@ -125,7 +125,7 @@ def _assemble(config: Config, segments: Segments, record: EventRecord, parts: co
     watcher, court = _watch(config, driver, peers, Links(member, transfers), node.boot, parts)
     if len(config.nodes) > 1:
         host, _ = split_address(config.nodes[config.node])
-        holder = Holder(segments.image, segments.parity, segments.check)
+        holder = Holder(segments.image, segments.parity, segments.check, segments.listed)
         ranges = RangeServer(host, holder, member, throttle=throttle, transfers=transfers)
         parts.callback(ranges.close)
         node.data_port = ranges.port

@@ -72,7 +72,8 @@ class ParityMaker:
         group = groups_in(table.map)[parity.group]
         stripe, size = Stripe(ledger, table, group, parity.stripe), group.units(table) * PIECE
         older = self._comparer.older(stripe, parity)
-        planned = self._comparer.plan(stripe, older, (parity.stripe, parity.row))
+        listed = self._comparer.listed(stripe, {})
+        planned = self._comparer.plan(stripe, older, listed)
         name, view = self._segments.new_parity(size)
         try:
             making = _Making(
@@ -81,7 +82,7 @@ class ParityMaker:
             with closing(self._ahead(making, planned)) as ahead:
                 for batch in ahead:
                     making.finish(batch)
-            self._segments.record_parity(name, parity, table, group.code.rows, making.sums.tolist())
+            self._segments.record_parity(name, parity, table, group.code.rows, making.sums.tolist(), listed)
             return making.spent
         except (CkptdError, OSError):
             self._segments.abandon_parity(name, size)

@@ -135,6 +135,8 @@ class Asked:
         """What it asks for, or None when that is not held or has no such pieces."""
         if self.kind == 0:
             stretch = holder.image(self.version, self.names[0], self.digest)
+            if stretch is None and self.verb == Verb.SUMS and (listed := holder.listed(self.digest)) is not None:
+                stretch = Stretch(memoryview(b""), listed.tolist())
         else:
             stretch = holder.parity(Parity(self.version, self.digest, *self.names))
         most = SUMS_MAX if self.verb == Verb.SUMS else PIECES_MAX

@@ -12,9 +12,12 @@ import logging
 import os
 import secrets
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
 
 from ckptd.ckpt import shm, tables
 from ckptd.ckpt.errors import AccessError, CorruptionError
@@ -62,6 +65,8 @@ class _ParityEntry:
     file: str
     found: FoundParity
     stretch: Stretch
+    listed: Mapping[str, npt.NDArray[np.uint64]]
+    """By digest: the sums of images whose data is in it. A daemon that was restarted has none."""
 
 
 class Segments:
@@ -271,9 +276,18 @@ class Segments:
         return name, self._files.mapped(name, size, write=True)
 
     def record_parity(
-        self, name: str, parity: Parity, table: Table, rows: tuple[tuple[int, ...], ...], sums: list[int]
+        self,
+        name: str,
+        parity: Parity,
+        table: Table,
+        rows: tuple[tuple[int, ...], ...],
+        sums: list[int],
+        listed: Mapping[str, npt.NDArray[np.uint64]] | None = None,
     ) -> None:
-        """Write the record of a finished parity: `rows` are the generator's parity rows that made it."""
+        """Write the record of a finished parity: `rows` are the generator's parity rows that made it.
+
+        `listed`: the sums of images that it protects, by digest.
+        """
         size = (self.directory / name).stat().st_size
         view = self._files.mapped(name, size, write=True).toreadonly()
         content = {
@@ -283,7 +297,7 @@ class Segments:
         write_record(self._parity_record(parity), content)
         with self._lock:
             replaced = self._parities.get(parity)  # a damaged one, made anew
-            self._parities[parity] = _ParityEntry(name, FoundParity(parity, table), Stretch(view, sums))
+            self._parities[parity] = _ParityEntry(name, FoundParity(parity, table), Stretch(view, sums), listed or {})
             if replaced:
                 self._files.give(replaced.file, len(replaced.stretch.view))
 
@@ -305,6 +319,11 @@ class Segments:
         with self._lock:
             entry = self._parities.get(parity)
         return entry.stretch if entry else None
+
+    def listed(self, digest: str) -> npt.NDArray[np.uint64] | None:
+        """The sums of an image that a parity here protects; None where they are not known."""
+        with self._lock:
+            return next((entry.listed[digest] for entry in self._parities.values() if digest in entry.listed), None)
 
     def parity_entries(self) -> list[tuple[FoundParity, Stretch]]:
         """Every parity kept here."""
@@ -329,7 +348,7 @@ class Segments:
             check_kept(parity, table, self._owner)
         if path != self._parity_record(parity):
             raise CorruptionError(f"{path.name} is of {parity}")
-        self._parities[parity] = _ParityEntry(name, FoundParity(parity, table), Stretch(view, sums))
+        self._parities[parity] = _ParityEntry(name, FoundParity(parity, table), Stretch(view, sums), {})
         return name
 
     # ---- damage -------------------------------------------------------------------------------------

@@ -94,12 +94,15 @@ class Symbols:
         return WHOLE
 
     def sums(self, ledger: Ledger, node: int, version: Version, image: Image) -> list[int]:
-        """The sums of an image that a node holds, exactly those that its digest is of. Raises CkptdError."""
+        """The sums of an image that a node holds or protects, exactly those that its digest is of. Raises CkptdError."""
         if node == self._config.node:
             held = self._segments.image(version, image.rank, image.digest)
-            if held is None:
+            if held is not None:
+                return held.sums
+            listed = self._segments.listed(image.digest)
+            if listed is None:
                 raise NotHeld(f"node {node} (this one) no longer holds rank {image.rank} of {version}")
-            return held.sums
+            return list(listed.tolist())
         return self._reader.sums(self._endpoint(ledger, node), version, image)
 
     def _endpoint(self, ledger: Ledger, node: int) -> Endpoint:

@@ -10,10 +10,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
+
 from ckptd.ckpt.errors import CorruptionError, PeerError
 from ckptd.ckpt.inventory import Parity
 from ckptd.ckpt.model import PIECE, Image, Version
 from ckptd.daemon.segments import Stretch
+
+Listed = npt.NDArray[np.uint64]
+"""The sums of an image's pieces, in order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +112,7 @@ class Transport(Protocol):
     def sums(self, holder: Endpoint, version: Version, image: Image) -> list[int]:
         """The sums of all pieces of an image, in order, as they were taken at its capture; no piece is read for it.
 
+        Who keeps a parity of it knows them, too, and lists them when the image is lost.
         They are exactly the image's, as its digest is of them: whoever lists others is found out (CorruptionError). The
         holder's bytes are not looked at. Raises NotHeld, other PeerErrors and AccessError as `read` does.
         """
@@ -123,3 +130,6 @@ class Holder:
     parity: Callable[[Parity], Stretch | None]
     check: Callable[[Stretch, int, int], list[int] | None]
     """The damaged ones among pieces (first, count); they count as lost then. None when the bytes were given up meanwhile."""
+    listed: Callable[[str], Listed | None] = lambda _: None
+    """The sums of an image (of this digest) that is not held but protected here, so that its pieces can be verified when it
+    is lost."""

@@ -21,11 +21,6 @@ Sums = NDArray[np.uint64]
 Changes = NDArray[np.bool_]
 """k x c: whether the piece of a data symbol (row) at a place of its segment (column) may differ from the older version's."""
 
-LITTLE = 1 / 16
-"""A comparison that saves less of the reading than this was not worth its while."""
-PAUSE_MAX = 15
-"""Snapshots at most that are not compared, after comparisons that saved little."""
-
 
 @dataclass(frozen=True, slots=True)
 class Run:
@@ -132,27 +127,3 @@ def batches(planned: Iterable[Run], most: int) -> Iterator[list[tuple[Run, int]]
         filled += count
     if batch:
         yield batch
-
-
-class Prospects:
-    """Whether it is worth asking what has changed: where all of the state is trained, it never is.
-
-    After n comparisons in a row that saved little, the next 2^n - 1 are left out, `PAUSE_MAX` at most. Each place has a
-    count of its own: what is frozen may lie in some stripes alone.
-    """
-
-    def __init__(self) -> None:
-        self._places: dict[tuple[int, int], tuple[int, int]] = {}
-        """By stripe and row: fruitless comparisons in a row, and snapshots to leave out yet."""
-
-    def is_worth_it(self, place: tuple[int, int]) -> bool:
-        """Whether to compare this time; what is left out is counted."""
-        fruitless, pause = self._places.get(place, (0, 0))
-        if pause:
-            self._places[place] = fruitless, pause - 1
-        return not pause
-
-    def compared(self, place: tuple[int, int], saved: float) -> None:
-        """A comparison has spared this share (0 to 1) of the reading."""
-        fruitless = 0 if saved >= LITTLE else self._places.get(place, (0, 0))[0] + 1
-        self._places[place] = fruitless, min(PAUSE_MAX, (1 << min(fruitless, 8)) - 1)

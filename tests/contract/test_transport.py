@@ -129,6 +129,16 @@ def test_sums_are_listed(wire: Wire) -> None:
     assert (wire.held.reported, wire.faults.moved) == ([], 0)
 
 
+def test_who_protects_an_image_lists_its_sums(wire: Wire) -> None:
+    """And serves none of its pieces, which it does not hold."""
+    wire.held.protects = True
+    assert wire.transport.sums(wire.holder, V, IMAGE) == SUMS
+    with pytest.raises(NotHeld):
+        wire.transport.sums(wire.holder, V, replace(IMAGE, digest="0" * 32))
+    with pytest.raises(NotHeld):
+        wire.transport.read(wire.holder, Range(V, IMAGE, 0, 1), memoryview(bytearray(PIECE)))
+
+
 @pytest.mark.parametrize(
     ("version", "image"),
     [(Version(3, 8), IMAGE), (V, Image(1, SIZE, IMAGE.digest)), (V, Image(0, SIZE, "00" * 16))],

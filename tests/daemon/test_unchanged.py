@@ -12,7 +12,7 @@ from ckptd.ckpt.groups import Group, groups_in, map_of
 from ckptd.ckpt.inventory import Ledger
 from ckptd.ckpt.model import PIECE, Image, Payload, Table, Version
 from ckptd.daemon.symbols import Stripe
-from ckptd.daemon.unchanged import LITTLE, PAUSE_MAX, Changes, Prospects, Run, Sums, alike, batches, changes, runs
+from ckptd.daemon.unchanged import Changes, Run, Sums, alike, batches, changes, runs
 
 U, V = Version(1, 1), Version(1, 2)
 MAP = map_of(1, range(4), parity=1, size=8)
@@ -135,19 +135,3 @@ def test_batches_are_windows_of_what_is_read() -> None:
         [(planned[4], 0), (planned[5], 1)],
     ]
     assert list(batches([Run(0, 4, None), Run(4, 4, None)], 4)) == [[(Run(0, 4, None), 0)], [(Run(4, 4, None), 0)]]
-
-
-def test_comparisons_that_save_nothing_become_rare() -> None:
-    """Where everything changes, one snapshot in sixteen is compared; what saves enough is compared each time again."""
-    prospects, compared = Prospects(), []
-    for snapshot in range(100):
-        if prospects.is_worth_it((0, 0)):
-            compared.append(snapshot)
-            prospects.compared((0, 0), LITTLE / 2)
-    assert compared == [0, 2, 6, 14, 30, 46, 62, 78, 94]
-    assert PAUSE_MAX == 15
-    assert prospects.is_worth_it((1, 0)), "each stripe has a count of its own"
-    while not prospects.is_worth_it((0, 0)):
-        pass
-    prospects.compared((0, 0), LITTLE)
-    assert all(prospects.is_worth_it((0, 0)) for _ in range(20))

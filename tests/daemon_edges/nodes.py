@@ -35,7 +35,7 @@ class NodeHere:
         self.damage: list[ev.Damaged | ev.ParityDamaged] = []
         self.segments = Segments(folder / str(config.node))
         self.segments.on_damage = self.damage.append
-        holder = Holder(self.segments.image, self.segments.parity, self.segments.check)
+        holder = Holder(self.segments.image, self.segments.parity, self.segments.check, self.segments.listed)
         member = Member(job=JOB, node=config.node, secret=SECRET)
         self.server = RangeServer("127.0.0.1", holder, member)
         self._reader = RangeReader(member)
@@ -78,6 +78,12 @@ class NodeHere:
         self._reader.close()
         self.server.close()
         self.segments.close(clean=True)
+
+
+def forget_sums(node: NodeHere) -> None:
+    """What a daemon that is restarted does not know any more: the sums of the images that its parities protect."""
+    kept = node.segments._parities
+    kept |= {parity: replace(entry, listed={}) for parity, entry in kept.items()}
 
 
 class NodesHere:

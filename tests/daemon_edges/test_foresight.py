@@ -49,12 +49,12 @@ def opened(nodes: NodesHere, ledger: Ledger) -> list[Found]:
     return nodes[0].jobs.open(ledger, V).found
 
 
-def test_what_nobody_holds_is_brought_and_what_the_seat_needs_comes_first(nodes: NodesHere) -> None:
+def test_only_what_nobody_holds_and_the_seat_needs_is_brought(nodes: NodesHere) -> None:
     assert ranks(nodes.ledger(1), SEAT) == [1]
-    assert ranks(nodes.ledger(1, 3), SEAT) == [1, 3]
-    assert ranks(nodes.ledger(1, 3), replace(SEAT, rank=3)) == [3, 1]
-    assert ranks(nodes.ledger(1, 3), Place(2, "b", 1, 2)) == [3, 1]  # two ranks a node
-    assert ranks(nodes.ledger(1, 3), Place(2, "b", 0, 3)) == [1, 3]  # four ranks on three nodes
+    assert ranks(nodes.ledger(1, 3), replace(SEAT, rank=3)) == [3]
+    assert ranks(nodes.ledger(1, 3), replace(SEAT, rank=2)) == []
+    assert ranks(nodes.ledger(1, 3), Place(2, "b", 1, 2)) == [3]  # two ranks a node
+    assert ranks(nodes.ledger(1, 3), Place(2, "b", 0, 3)) == [1]  # four ranks on three nodes: 2, 1 and 1
     assert ranks(nodes.ledger(1, 2, 3), SEAT) == []  # too much is lost: another version, or storage
     assert ranks(nodes.ledger(), SEAT) == []
 

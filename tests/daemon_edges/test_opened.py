@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from tests.daemon_edges.nodes import NodesHere, nodes_here
+from tests.daemon_edges.nodes import NodesHere, forget_sums, nodes_here
 from tests.payload import bytes_of, flip
 
 from ckptd.ckpt.client import Found, Stretch
@@ -62,11 +63,36 @@ def test_pieces_come_once_and_no_others(nodes: NodesHere) -> None:
 
 
 def test_an_image_of_lost_nodes_is_decoded(nodes: NodesHere) -> None:
-    """As a whole, as only then its digest tells whether it is right; what was brought before stays."""
+    """Only the pieces that are wanted: who keeps a parity of it knows their sums."""
+    images = opened(nodes, nodes.ledger(2, 3))
+    assert bring(images, 3, 0, 1) == Came(PIECE, ("parity",))
+    assert bring(images, 3, 0, SIZES[3]) == Came(4 * PIECE, ("parity",))
+    assert bring(images, 3, 0, SIZES[3]) == Came(0, ())
+    assert bring(images, 2, PIECE, PIECE + 1) == Came(PIECE, ("parity",))
+
+
+def test_where_nobody_knows_its_sums_all_of_it_is_decoded(nodes: NodesHere) -> None:
+    """After the daemons were restarted: only its digest tells then whether it is right. What was brought before stays."""
+    for node in nodes.nodes:
+        forget_sums(node)
     images = opened(nodes, nodes.ledger(2, 3))
     assert bring(images, 3, 0, 1) == Came(5 * PIECE, ("parity",))
     assert bring(images, 3, 0, SIZES[3]) == Came(0, ())
-    assert bring(images, 2, PIECE, PIECE + 1) == Came(2 * PIECE, ("parity",))
+
+
+def test_a_decoded_piece_is_held_against_its_sum(nodes: NodesHere, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bytes that check where they are held and make another image all the same, as under a wrong code, are not used."""
+    images = opened(nodes, nodes.ledger(2, 3))
+    real, wrong = nodes[0].fetcher.decode, [0]
+
+    def decode(*arguments: Any) -> list[int]:
+        wrong[0] += 1
+        return [number ^ 1 for number in real(*arguments)]
+
+    monkeypatch.setattr(nodes[0].fetcher, "decode", decode)
+    with pytest.raises(Unrecoverable, match=r"a decoded piece fails the sum of its capture"):
+        images.bring([Stretch(3, 0, 1)])
+    assert wrong[0] == 2  # the piece, and then all of it
 
 
 def test_a_node_that_is_lost_meanwhile_is_gone_around(nodes: NodesHere) -> None:
@@ -74,7 +100,7 @@ def test_a_node_that_is_lost_meanwhile_is_gone_around(nodes: NodesHere) -> None:
     images = opened(nodes, nodes.ledger())
     assert bring(images, 3, 0, 1).sources == ("peer",)
     nodes[3].server.close()
-    assert bring(images, 3, 2 * PIECE, 2 * PIECE + 1) == Came(5 * PIECE, ("parity",))
+    assert bring(images, 3, 2 * PIECE, 2 * PIECE + 1) == Came(PIECE, ("parity",))
 
 
 def test_a_damaged_piece_is_decoded_alone(nodes: NodesHere) -> None:
@@ -105,7 +131,7 @@ def test_storage_is_the_last_way(nodes: NodesHere) -> None:
     said. While memory can give all of it, memory does."""
     lost = nodes.ledger(1, 2, 3)
     images = opened(nodes, lost)
-    with pytest.raises(Unrecoverable, match=r"no live node holds it.*can't be decoded"):
+    with pytest.raises(Unrecoverable, match=r"can't be decoded: 1 of 2"):
         images.bring([Stretch(3, 0, 1)])
     with pytest.raises(Unrecoverable, match="not every rank's image is known; storage does not have it"):
         nodes[0].jobs.open(lost, Version(1, 6))
@@ -121,7 +147,7 @@ def test_storage_is_the_last_way(nodes: NodesHere) -> None:
     assert bring(images, 0, 2 * PIECE, 2 * PIECE + 1) == Came(PIECE, ("storage",))
     assert bring(images, 0, 0, SIZES[0]) == Came(3 * PIECE, ("storage",))
     assert [memory_of(found) for found in images.found[1:]] == [0, 0, 0]
-    assert bring(opened(nodes, nodes.ledger(3)), 3, 0, 1) == Came(5 * PIECE, ("parity",))
+    assert bring(opened(nodes, nodes.ledger(3)), 3, 0, 1) == Came(PIECE, ("parity",))
 
 
 @pytest.mark.parametrize("stretch", [Stretch(4, 0, 1), Stretch(1, 0, 1001), Stretch(1, 5, 4)])
