@@ -21,7 +21,7 @@ from tests.payload import JOB
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ["train_trainer", "train_lightning", "train_accelerate", "train_torchtitan"]
-STEPS = 40
+STEPS = 24
 WORLD, RANKS_STEPS = 2, 12
 pytestmark = pytest.mark.slow
 
@@ -56,6 +56,14 @@ def forge() -> Iterator[Forge]:
         yield forge
     finally:
         forge.close()
+
+
+def has_ended(pid: int) -> bool:
+    """Whether the process has; the one that started it may be slow to take notice."""
+    try:
+        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
 
 
 class Job:
@@ -104,9 +112,9 @@ class Job:
         """End the daemon."""
         lock = self._segments / "lock"
         text = lock.read_text() if lock.exists() else ""
-        if text.isdigit() and psutil.pid_exists(int(text)):
+        if text.isdigit() and not has_ended(int(text)):
             os.kill(int(text), signal.SIGKILL)
-            until(lambda: not psutil.pid_exists(int(text)), "the daemon's end")
+            until(lambda: has_ended(int(text)), "the daemon's end")
 
 
 @pytest.fixture
@@ -126,11 +134,11 @@ def job(forge: Forge, request: pytest.FixtureRequest) -> Iterator[Job]:
 def test_an_example_that_is_killed_resumes_bit_identically(job: Job) -> None:
     """The same losses, parameters and optimizer state as without the kill."""
     killed = job.start("--pace=0.05")
-    until(lambda: len(job.events()) > 17, "seventeen steps")
+    until(lambda: len(job.events()) > 13, "thirteen steps, which is in the middle of the second epoch")
     os.kill(killed, signal.SIGKILL)
     assert job.end(killed) == -signal.SIGKILL
     resumed = job.run()
-    assert 13 <= resumed[0]["step"] < STEPS
+    assert 9 <= resumed[0]["step"] < STEPS
     assert len(resumed) == STEPS - resumed[0]["step"] + 2  # each step once
     job.forget()
     whole = job.run()
