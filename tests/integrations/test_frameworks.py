@@ -14,10 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from tests.cluster import SHM, Cluster, until
 from tests.payload import JOB
+from tests.processes import has_ended, wait_ended
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ["train_trainer", "train_lightning", "train_accelerate", "train_torchtitan"]
@@ -56,14 +56,6 @@ def forge() -> Iterator[Forge]:
         yield forge
     finally:
         forge.close()
-
-
-def has_ended(pid: int) -> bool:
-    """Whether the process has; the one that started it may be slow to take notice."""
-    try:
-        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return True
 
 
 class Job:
@@ -114,7 +106,7 @@ class Job:
         text = lock.read_text() if lock.exists() else ""
         if text.isdigit() and not has_ended(int(text)):
             os.kill(int(text), signal.SIGKILL)
-            until(lambda: has_ended(int(text)), "the daemon's end")
+            wait_ended(int(text))
 
 
 @pytest.fixture
