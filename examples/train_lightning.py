@@ -71,7 +71,7 @@ def main(options: Options) -> None:
         logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
         callbacks=[CkptdCallback(), Told(report)],
     )  # fmt: skip
-    train = DataLoader(Tokens(120, options.seed), batch_size=4, shuffle=True)
+    train = DataLoader(Tokens(72, options.seed), batch_size=4, shuffle=True)
     trainer.fit(module, train, DataLoader(Tokens(8, options.seed + 1), batch_size=8))
     report.done(trainer.global_step, [], module, trainer.optimizers[0])
 

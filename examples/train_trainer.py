@@ -44,7 +44,7 @@ def main(options: Options) -> None:
                 learning_rate=1e-3, logging_steps=3, eval_strategy="steps", eval_steps=10, save_strategy="no",
                 report_to="none", seed=options.seed, use_cpu=True, disable_tqdm=True,
             ),
-            train_dataset=Tokens(120, options.seed), eval_dataset=Tokens(8, options.seed + 1),
+            train_dataset=Tokens(72, options.seed), eval_dataset=Tokens(8, options.seed + 1),
             callbacks=[Told(report)],
         )  # fmt: skip
         trainer.add_callback(CkptdCallback(trainer))

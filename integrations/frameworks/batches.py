@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from accelerate import Accelerator
+from torch.utils.hooks import RemovableHandle
 
 from ckptd.ckpt.errors import StateError, UsageError
 from ckptd.integrations.frameworks.moments import Moment, generators_of
@@ -26,7 +27,11 @@ class Batches:
     """
 
     def __init__(self, accelerator: Accelerator, loader: Any) -> None:
-        """`loader`: what `accelerator.prepare` returned. Raises UsageError for what cannot be resumed exactly, by name."""
+        """`loader`: what `accelerator.prepare` returned. Raises UsageError for what cannot be resumed exactly, by name.
+
+        Between a restore and `epochs`, `accelerator.load_state` raises UsageError and loads nothing: its files over the
+        snapshot would be the model of one step with the data of another.
+        """
         kind = accelerator.distributed_type.name
         if kind in _REFUSED:
             raise UsageError(
@@ -36,6 +41,7 @@ class Batches:
         self._accelerator, self._loader = accelerator, loader
         self._at_epoch = Moment.now(self._generators())
         self._resuming: Moment | None = None
+        self._guards: list[RemovableHandle] = []
         self.epoch = 0
         """The epoch that is trained on, from 0."""
         self.taken = 0
@@ -43,6 +49,7 @@ class Batches:
 
     def epochs(self, count: int) -> Iterator[Any]:
         """The batches up to the end of epoch `count` - 1. What was trained before a restore is fetched again and dropped."""
+        self._unguard()  # whoever loads files from here on, as to evaluate the best ones, means to
         while self.epoch < count:
             yield from self._rest()
             self.epoch, self.taken = self.epoch + 1, 0
@@ -68,6 +75,8 @@ class Batches:
         self._at_epoch = Moment(saved["at_epoch"])
         if self._accelerator.scaler is not None and saved["scaler"] is not None:
             self._accelerator.scaler.load_state_dict(saved["scaler"])
+        self._unguard()
+        self._guards.append(self._accelerator.register_load_state_pre_hook(self._refuse_files))
         self._resuming = self._at_epoch  # until the batches are taken, by when the other objects are restored too
 
     def _rest(self) -> Iterator[Any]:
@@ -88,6 +97,17 @@ class Batches:
         for batch in iterator:
             self.taken += 1
             yield batch
+
+    def _refuse_files(self, models: list[Any], folder: str) -> None:
+        """Accelerate calls it before it reads the files in `folder` that are to become the models' state."""
+        raise UsageError(
+            f"accelerator.load_state({folder!r}) would put its files over the snapshot that was restored, after "
+            f"{self.taken} batches of epoch {self.epoch}; call it before restore(), or only where that has returned 0"
+        )
+
+    def _unguard(self) -> None:
+        while self._guards:
+            self._guards.pop().remove()
 
     def _generators(self) -> Any:
         return generators_of(self._loader)

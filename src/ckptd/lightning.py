@@ -1,4 +1,4 @@
-"""Lightning with ckptd: a callback, a plugin, strategies; docs/frameworks.md. `import ckptd` does not load it."""
+"""Lightning with ckptd: a callback, a plugin, strategies; docs/frameworks/lightning.md. `import ckptd` does not load it."""
 
 from ckptd.integrations.frameworks.lightning import CkptdCallback
 from ckptd.integrations.frameworks.lightning_io import CkptdIO

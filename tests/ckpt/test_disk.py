@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests.mounts import mounted
 
 from ckptd.ckpt import disk
 from ckptd.ckpt.errors import StorageError
@@ -68,6 +69,20 @@ def test_a_file_system_without_direct_writes(
     disk.write_durably(tmp_path / "file", data, told.append)
     assert (tmp_path / "file").read_bytes() == data
     assert sum(told) == len(data)
+
+
+def test_a_real_file_system_without_direct_writes(tmp_path: Path) -> None:
+    """ramfs is one: large files are whole there too, and nothing else is left."""
+    with mounted(tmp_path / "ramfs", "ramfs") as folder:
+        with pytest.raises(OSError, match="Invalid argument"):
+            os.open(folder / "probe", os.O_WRONLY | os.O_CREAT | os.O_DIRECT)
+        (folder / "probe").unlink(missing_ok=True)
+        data, told = aligned(disk.CHUNK + 10), list[int]()
+        disk.write_durably(folder / "file", data, told.append)
+        disk.sync_dir(folder)
+        assert (folder / "file").read_bytes() == data
+        assert sum(told) == len(data)
+        assert [path.name for path in folder.iterdir()] == ["file"]
 
 
 def test_large_files_go_past_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 from tests.cluster import shm_dir, until
+from tests.processes import has_ended, wait_ended
 
 from ckptd.ckpt.embedded import connect
 from ckptd.ckpt.errors import AccessError, DaemonUnavailable, UsageError
@@ -55,10 +56,9 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Places]:
             yield made
         finally:
             pid = made.daemon()
-            if pid and psutil.pid_exists(pid):
-                process = psutil.Process(pid)
-                process.send_signal(signal.SIGTERM)
-                process.wait(20.0)
+            if pid and not has_ended(pid):
+                os.kill(pid, signal.SIGTERM)
+                wait_ended(pid)
 
 
 @pytest.mark.slow

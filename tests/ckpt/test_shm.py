@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 import resource
-import shutil
 import stat
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from tests.cluster import shm_dir
+from tests.mounts import mounted
 
 from ckptd.ckpt import shm
 from ckptd.ckpt.errors import AccessError, CorruptionError, MemoryBudgetError
@@ -23,19 +22,8 @@ MIB = 1024 * 1024
 @pytest.fixture
 def small_tmpfs(tmp_path: Path) -> Iterator[Path]:
     """A tmpfs of 64 MB, as containers have it by default."""
-    where = tmp_path / "shm"
-    where.mkdir()
-    mount, umount = shutil.which("mount"), shutil.which("umount")
-    if os.getuid() != 0 or mount is None or umount is None:
-        pytest.skip("only root can mount a tmpfs")
-    command = [mount, "-t", "tmpfs", "-o", "size=64m", "ckptd-test", str(where)]
-    mounted = subprocess.run(command, check=False, capture_output=True, text=True)
-    if mounted.returncode:
-        pytest.skip(f"this root can't mount a tmpfs: {mounted.stderr.strip()}")
-    try:
+    with mounted(tmp_path / "shm", "tmpfs", "-o", "size=64m") as where:
         yield where
-    finally:
-        subprocess.run([umount, str(where)], check=True)
 
 
 def test_files_have_their_size_and_nobody_elses_eyes(tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-Step = tuple[str, ...]
+Tree = tuple[tuple[str, bytes | None], ...]
+"""Names with their bytes (a directory: None, and before what is in it)."""
 TEARS = ("lost", "torn", "whole")
 
 
@@ -144,15 +145,14 @@ class Disk:
         elif kind in ("write", "truncate", "sync"):
             self._change(self._root if name == "." else parent.entries[last], kind, *more)
 
-    def states(self) -> Iterator[tuple[str, Callable[[Path], None]]]:
-        """Every state after a power cut now: what it is, and what lays it out in an empty directory."""
+    def states(self) -> Iterator[tuple[str, Tree]]:
+        """Every state after a power cut now: what it is, and what is there. Some are alike."""
         dirs = list(self._dirs(self._root))
         choices = [range(len(directory.history) + 1) for directory in dirs]
         for kept in itertools.product(*choices):
             chosen = {id(d): [d.synced, *d.history][count] for d, count in zip(dirs, kept, strict=True)}
             for tear in TEARS:
-                name = f"{kept} name changes kept, unsynced data {tear}"
-                yield name, lambda into, chosen=chosen, tear=tear: self._lay_out(self._root, chosen, tear, into)  # type: ignore[misc]
+                yield f"{kept} name changes kept, unsynced data {tear}", tuple(self._tree(self._root, chosen, tear))
 
     def _parent(self, name: str) -> tuple[_Dir, str]:
         *above, last = Path(name).parts or (".",)
@@ -186,10 +186,22 @@ class Disk:
             if isinstance(entry, _Dir):
                 yield from self._dirs(entry)
 
-    def _lay_out(self, directory: _Dir, chosen: dict[int, dict[str, _File | _Dir]], tear: str, into: Path) -> None:
+    def _tree(
+        self, directory: _Dir, chosen: dict[int, dict[str, _File | _Dir]], tear: str, above: str = ""
+    ) -> Iterator[tuple[str, bytes | None]]:
         for name, entry in chosen[id(directory)].items():
+            path = f"{above}{name}"
             if isinstance(entry, _Dir):
-                (into / name).mkdir()
-                self._lay_out(entry, chosen, tear, into / name)
+                yield path, None
+                yield from self._tree(entry, chosen, tear, f"{path}/")
             else:
-                (into / name).write_bytes(entry.after(tear))
+                yield path, entry.after(tear)
+
+
+def lay_out(tree: Tree, into: Path) -> None:
+    """Make what a state has in an empty directory."""
+    for name, content in tree:
+        if content is None:
+            (into / name).mkdir()
+        else:
+            (into / name).write_bytes(content)

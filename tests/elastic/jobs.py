@@ -19,6 +19,7 @@ from typing import Any
 import psutil
 from tests.cluster import Cluster, until
 from tests.payload import JOB
+from tests.processes import wait_ended
 
 from ckptd.daemon.demo.processes import MARK, sweep
 
@@ -154,8 +155,9 @@ def agents() -> Iterator[Agents]:
             print(f"---- {name}\n{(folder / name).read_text(errors='replace')[-4000:]}")
         raise
     finally:
-        kill_but_trackers(made.marked())
-        psutil.wait_procs(made.marked(), timeout=5.0)
+        killed = made.marked()
+        kill_but_trackers(killed)
+        wait_ended(*[process.pid for process in killed])
         sweep(mark)
         for process in made.processes.values():
             process.wait(10.0)

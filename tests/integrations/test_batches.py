@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from tests.fakes import FakeChannel
 from torch.utils.data import DataLoader, TensorDataset
 
 from ckptd.ckpt.errors import StateError, UsageError
+from ckptd.integrations.checkpointer import Checkpointer
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
@@ -64,3 +67,69 @@ def test_what_cannot_be_resumed_exactly_is_refused_by_name(kind: str, said: str)
 
     with pytest.raises(UsageError, match=said):
         Batches(SimpleNamespace(distributed_type=SimpleNamespace(name=kind)), [])
+
+
+def job(directory: Path) -> tuple[Any, Any, Checkpointer]:
+    """A prepared training, its batches and its Checkpointer, whose daemon keeps what is in `directory`."""
+    from accelerate import Accelerator
+
+    from ckptd.accelerate import Batches
+
+    directory.mkdir(exist_ok=True)
+    torch.manual_seed(3)
+    accelerator = Accelerator(cpu=True)
+    model = torch.nn.Linear(1, 1)
+    loader = DataLoader(TensorDataset(torch.randn(11, 1)), 3, shuffle=True)
+    model, optimizer, loader = accelerator.prepare(model, torch.optim.AdamW(model.parameters(), lr=0.1), loader)
+    batches = Batches(accelerator, loader)
+    ck = Checkpointer(
+        job="job", channel=FakeChannel(directory), on_error="raise", model=model, optimizer=optimizer, batches=batches
+    )
+    return accelerator, (model, optimizer, batches), ck
+
+
+def train(accelerator: Any, parts: Any, ck: Checkpointer, step: int, steps: int) -> list[float]:
+    """Train up to the end of step `steps`: the losses."""
+    model, optimizer, batches = parts
+    losses: list[float] = []
+    for (rows,) in batches.epochs(10):
+        loss = model(rows).square().mean()
+        accelerator.backward(loss)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+        ck.step(step + len(losses))
+        if step + len(losses) == steps:
+            break
+    return losses
+
+
+def test_accelerates_files_do_not_overwrite_a_restored_snapshot(tmp_path: Path) -> None:
+    """`load_state` between the restore and the first batch is refused by name, nothing is loaded, and the training goes
+    on bit for bit; before the restore, on a fresh start and while training, it loads as ever."""
+    accelerator, parts, ck = job(tmp_path / "whole")
+    assert ck.restore() == 0
+    accelerator.save_state(str(tmp_path / "files"))
+    accelerator.load_state(str(tmp_path / "files"))
+    whole = train(accelerator, parts, ck, 0, 9)
+    ck.close()
+    accelerator, parts, ck = job(tmp_path / "killed")
+    ck.restore()
+    first = train(accelerator, parts, ck, 0, 6)
+    ck.wait("captured")
+    accelerator.load_state(str(tmp_path / "files"))
+    ck.close()
+
+    accelerator, parts, ck = job(tmp_path / "killed")
+    accelerator.load_state(str(tmp_path / "files"))
+    step = ck.restore()
+    assert step == 6
+    weight = parts[0].weight.clone()
+    with pytest.raises(UsageError, match="over the snapshot that was restored, after 2 batches of epoch 1"):
+        accelerator.load_state(str(tmp_path / "files"))
+    assert parts[0].weight.equal(weight)
+    assert first + train(accelerator, parts, ck, step, 9) == whole
+    ck.close()
+    trained = parts[0].weight.clone()
+    accelerator.load_state(str(tmp_path / "files"))
+    assert not parts[0].weight.equal(trained)
