@@ -65,7 +65,7 @@ class Way:
         with counted() as sizes:
             future = async_save(
                 dict(state),
-                checkpoint_id=step,
+                checkpoint_id=f"step-{step}",
                 storage_writer=self._writer,
                 async_stager=self._stager,
                 no_dist=True,

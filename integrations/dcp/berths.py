@@ -12,6 +12,7 @@ import os
 import threading
 import weakref
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,20 +61,18 @@ class Berths:
 
         Raises OSError, CorruptionError.
         """
-        lock = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-        try:
+        with ExitStack() as undo:
+            lock = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            undo.callback(os.close, lock)
             key = path, os.fstat(lock).st_ino
             self._mappings = {key: kept for key, kept in self._mappings.items() if _stands(*key)}
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
             if not _stands(*key):  # a file that nobody has locked gets another name
-                os.close(lock)
                 return None
             mapping = self._mappings.get(key) or self._map(key, size, pinned=pinned)
             mapping.memory[:8] = bytes(8)  # who reads an older image in it sees it by that
-        except BaseException:
-            os.close(lock)
-            raise
-        return Berth(path, mapping, lock)
+            undo.pop_all()
+            return Berth(path, mapping, lock)
 
     def _map(self, key: tuple[Path, int], size: int, *, pinned: bool) -> tensors.Mapping:
         mapping = self._mappings[key] = tensors.Mapping(key[0], size, write=True)

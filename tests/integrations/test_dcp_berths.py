@@ -62,7 +62,7 @@ class Run:
 
     def begin(self, what: dict[str, Any], step: int, **options: Any) -> Future[Metadata]:
         future = async_save(
-            what, checkpoint_id=step, storage_writer=self.writer, async_stager=self.stager, no_dist=True, **options
+            what, checkpoint_id=str(step), storage_writer=self.writer, async_stager=self.stager, no_dist=True, **options
         )
         assert isinstance(future, Future)
         return future
@@ -243,7 +243,6 @@ def client(tmp_path: Path) -> Iterator[tuple[Client, Path]]:
             made.close()
 
 
-@pytest.mark.slow
 def test_saves_that_fail_give_their_memory_back(client: tuple[Client, Path], copied: list[int]) -> None:
     """A rank has the files of its slots and one more, after any number of saves that went well and that failed."""
     channel, folder = client
