@@ -29,8 +29,11 @@ class Lent:
         self._out: dict[str, tuple[int, int]] = {}
         """Rank and size of each, by name."""
 
-    def lend(self, rank: int, size: int) -> Path:
-        """A file of `size` bytes for the rank. Raises MemoryBudgetError, also when it has LENT_MAX of them."""
+    def lend(self, rank: int, size: int, keep: int = 0) -> Path:
+        """A file of `size` bytes for the rank: a spare one, if `keep` others are left for its slots, or a new one.
+
+        Raises MemoryBudgetError, also when the rank has LENT_MAX of them.
+        """
         self.take_back(rank, size)
         with self._lock:
             out = [name for name, (holder, _) in self._out.items() if holder == rank]
@@ -38,7 +41,9 @@ class Lent:
             raise MemoryBudgetError(
                 f"rank {rank} still holds {len(out)} files to stage in, and may hold no more; let go of old saves"
             )
-        name = self._files.take(f"rank-{rank:05d}.", size) or self._files.make(slot_file(rank), size)
+        prefix = f"rank-{rank:05d}."
+        name = self._files.take(prefix, size) if len(self._files.spares(prefix, size)) > keep else None
+        name = name or self._files.make(slot_file(rank), size)
         with self._lock:
             self._out[name] = rank, size
         return self._directory / name

@@ -163,6 +163,12 @@ class Segments:
             self._files.give(have[-1], size)
         return [self.directory / name for name in have]
 
+    def lend(self, rank: int, size: int, count: int) -> Path:
+        """A file of `size` bytes for the rank to stage in, beside those of its `count` slots. Raises MemoryBudgetError."""
+        with self._lock:
+            have = sum(slot.rank == rank and found == size for slot, (_, found) in self._assigned.items())
+        return self.lent.lend(rank, size, keep=count - have)
+
     def has_spare(self, rank: int, size: int) -> bool:
         """Whether a slot of the rank could have a file of `size` bytes at once."""
         return bool(self._files.spares(f"rank-{rank:05d}.", size))

@@ -237,7 +237,7 @@ class LocalServer:
     def lend(self, request: pb.LendRequest) -> pb.LendReply:
         rank, size = number("rank", request.rank, RANKS_MAX), size_of(request.size)
         self._admission.admit(rank, size, self._driver.look(lambda node: [rank for rank, _ in node.ranks]), beside=1)
-        return pb.LendReply(path=str(self._segments.lent.lend(rank, size)))
+        return pb.LendReply(path=str(self._segments.lend(rank, size, self._config.slots)))
 
     def begin(self, request: pb.BeginRequest) -> pb.BeginReply:
         version, size = version_in(request.version), size_of(request.size)

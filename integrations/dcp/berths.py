@@ -33,7 +33,7 @@ class Berth:
         """`lock`: a descriptor with the lock on the file, which goes with the last tensor."""
         self.path, self.mapping = path, mapping
         self._bytes: np.ndarray[tuple[int], np.dtype[np.uint8]] | None = np.frombuffer(mapping.memory, dtype=np.uint8)
-        weakref.finalize(self._bytes, _unlock, lock).atexit = False
+        weakref.finalize(self._bytes, _unlock, lock, os.getpid()).atexit = False
 
     def storage(self, span: Span) -> torch.UntypedStorage:
         """The memory at these bytes of the file."""
@@ -45,8 +45,10 @@ class Berth:
         self._bytes = None
 
 
-def _unlock(lock: int) -> None:
-    fcntl.flock(lock, fcntl.LOCK_UN)  # also for a forked process, which has the descriptor too
+def _unlock(lock: int, holder: int) -> None:
+    """Forked processes, as those of a data loader, have the descriptor too: they neither keep the lock nor end it."""
+    if os.getpid() == holder:
+        fcntl.flock(lock, fcntl.LOCK_UN)
     os.close(lock)
 
 

@@ -70,6 +70,19 @@ def test_a_slot_without_a_file_takes_a_lent_one(segments: Segments) -> None:
     assert files(segments, ".safetensors") == [path.name]
 
 
+def test_the_files_of_the_slots_are_left_to_them(segments: Segments) -> None:
+    """Of three slots, one is in use: the two spare files are theirs, and one is made to be lent."""
+    path = segments.file_for(SLOT, SIZE)
+    reserved = {path, *segments.reserve(RANK, SIZE, 3)}
+    lent = segments.lend(RANK, SIZE, 3)
+    assert len(reserved) == 3
+    assert lent not in reserved
+    with held(lent):
+        assert segments.file_for(SLOT, SIZE, lent=lent.name) == lent
+        assert segments.lend(RANK, SIZE, 3) in reserved  # what the slot had, or another spare one: one is too many now
+    assert len(files(segments, ".safetensors")) == 4
+
+
 def test_what_is_held_is_given_to_nobody_else(segments: Segments) -> None:
     """Neither to a slot, nor to a rebuild, nor lent again, whatever its holder does or does not do."""
     path = segments.lent.lend(RANK, SIZE)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import gc
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -57,6 +58,36 @@ def test_it_is_held_until_the_last_tensor_is_gone(path: Path) -> None:
     assert not is_held(path)
     assert path.read_bytes()[4096 + 10 : 4096 + 20] == bytes([7] * 10)
     assert opened(path, berths).mapping is berth.mapping
+
+
+@pytest.mark.filterwarnings("ignore:.*fork")
+def test_a_forked_process_neither_ends_the_loan_nor_keeps_it(path: Path) -> None:
+    """As those of a data loader, which have the descriptor of the lock too."""
+    berth, (come, go) = opened(path), os.pipe()
+    children = [forked(berth.leave, go), forked(lambda: None, go)]
+    try:
+        for _ in children:
+            assert os.read(come, 1) == b"."
+        assert is_held(path)
+        berth.leave()
+        assert not is_held(path)
+    finally:
+        for child in children:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+        os.close(come)
+        os.close(go)
+
+
+def forked(act: Callable[[], None], go: int) -> int:
+    """A child that acts, says so, and lives on; its process id."""
+    child = os.fork()
+    if child == 0:
+        act()
+        os.write(go, b".")
+        while True:
+            signal.pause()
+    return child
 
 
 def test_one_in_which_nothing_was_staged_is_let_go(path: Path) -> None:
