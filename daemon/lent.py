@@ -32,6 +32,8 @@ class Lent:
     def lend(self, rank: int, size: int, keep: int = 0) -> Path:
         """A file of `size` bytes for the rank: a spare one, if `keep` others are left for its slots, or a new one.
 
+        More spare ones than `keep` are removed then.
+
         Raises MemoryBudgetError, also when the rank has LENT_MAX of them.
         """
         self.take_back(rank, size)
@@ -44,6 +46,10 @@ class Lent:
         prefix = f"rank-{rank:05d}."
         name = self._files.take(prefix, size) if len(self._files.spares(prefix, size)) > keep else None
         name = name or self._files.make(slot_file(rank), size)
+        for _ in self._files.spares(prefix, size)[keep:]:  # made while a save that had failed still held another one
+            surplus = self._files.take(prefix, size)
+            if surplus is not None:
+                (self._directory / surplus).unlink(missing_ok=True)
         with self._lock:
             self._out[name] = rank, size
         return self._directory / name

@@ -167,7 +167,7 @@ class Segments:
         """A file of `size` bytes for the rank to stage in, beside those of its `count` slots. Raises MemoryBudgetError."""
         with self._lock:
             have = sum(slot.rank == rank and found == size for slot, (_, found) in self._assigned.items())
-        return self.lent.lend(rank, size, keep=count - have)
+        return self.lent.lend(rank, size, keep=max(0, count - have))
 
     def has_spare(self, rank: int, size: int) -> bool:
         """Whether a slot of the rank could have a file of `size` bytes at once."""

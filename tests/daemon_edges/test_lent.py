@@ -83,6 +83,21 @@ def test_the_files_of_the_slots_are_left_to_them(segments: Segments) -> None:
     assert len(files(segments, ".safetensors")) == 4
 
 
+def test_a_file_that_comes_back_late_is_not_kept(segments: Segments) -> None:
+    """A failed save was slow to let go, and another file was made meanwhile: the rank has one beside its slots again."""
+    slow = segments.lend(RANK, SIZE, 1)
+    with held(slow):
+        path = segments.lend(RANK, SIZE, 1)
+        with held(path):
+            assert segments.file_for(SLOT, SIZE, lent=path.name) == path
+        third = segments.lend(RANK, SIZE, 1)
+    with held(third):
+        assert len(files(segments, ".safetensors")) == 3
+        assert segments.file_for(SLOT, SIZE, lent=third.name) == third
+        segments.lend(RANK, SIZE, 1)
+    assert len(files(segments, ".safetensors")) == 2
+
+
 def test_what_is_held_is_given_to_nobody_else(segments: Segments) -> None:
     """Neither to a slot, nor to a rebuild, nor lent again, whatever its holder does or does not do."""
     path = segments.lent.lend(RANK, SIZE)
