@@ -151,11 +151,19 @@ class Channel(Protocol):
         """
         ...
 
-    def begin(self, version: Version, size: int, wait_s: float = 0.0) -> Slot | None:
+    def lend(self, size: int) -> Path:
+        """A file of `size` bytes for this rank to stage in: lock it (flock, shared) at once, for as long as it is in use.
+
+        A lent file that nobody has locked gets another name and another use. Raises MemoryBudgetError.
+        """
+        ...
+
+    def begin(self, version: Version, size: int, wait_s: float = 0.0, lent: Path | None = None) -> Slot | None:
         """Ask for a slot to capture `version` into; None when every slot is in use (the snapshot is skipped).
 
-        `wait_s`: how many seconds to wait for one, 0 to 3600. Raises StaleStepError when the version is not newer than the
-        last one begun, MemoryBudgetError.
+        `wait_s`: how many seconds to wait for one, 0 to 3600. `lent`: a lent file of `size` bytes that is to be the slot's,
+        with what is in it; where the daemon can't have that (any more), the slot has another file. Raises StaleStepError
+        when the version is not newer than the last one begun, MemoryBudgetError.
         """
         ...
 
@@ -256,10 +264,14 @@ class Client:
         reply = self._call("Reserve", self._timeout_s + wait_s, rank=self._rank, size=size, wait_s=wait_s)
         return [Path(path) for path in reply.paths]
 
-    def begin(self, version: Version, size: int, wait_s: float = 0.0) -> Slot | None:
+    def lend(self, size: int) -> Path:
+        return Path(self._call("Lend", rank=self._rank, size=size).path)
+
+    def begin(self, version: Version, size: int, wait_s: float = 0.0, lent: Path | None = None) -> Slot | None:
         if not 0.0 <= wait_s <= WAIT_MAX_S:  # which nan is not either
             raise UsageError(f"found a wait of {wait_s} s for a slot, expected 0 to {WAIT_MAX_S:.0f}")
-        fields = {"rank": self._rank, "version": _named(version), "size": size, "wait_s": wait_s}
+        fields: dict[str, Any] = {"rank": self._rank, "version": _named(version), "size": size, "wait_s": wait_s}
+        fields["lent"] = lent.name if lent else ""
         reply = self._known_call("Begin", self._timeout_s + wait_s, **fields)
         return Slot(reply.slot, Path(reply.path), size, reply.waited_s) if reply.granted else None
 

@@ -25,8 +25,10 @@ class Admission:
         self._lock = threading.Lock()
         self._sizes: dict[int, int] = {}
 
-    def admit(self, rank: int, size: int, ranks: Collection[int]) -> None:
+    def admit(self, rank: int, size: int, ranks: Collection[int], *, beside: int = 0) -> None:
         """Let a rank have slots for images of `size` bytes, or raise MemoryBudgetError. `ranks`: those attached here.
+
+        `beside`: how many files as large the rank is to have beside its slots.
 
         What the other nodes of the group hold is taken to be as large as what this one does: parity follows the largest.
         """
@@ -34,7 +36,8 @@ class Admission:
             wanted = {other: held for other, held in self._sizes.items() if other in ranks} | {rank: size}
             need = Need(slots=self._config.slots, payload=sum(wanted.values()), k=self._k, m=self._m)
             slots, parities = _files(self._config.segment_dir)
-            more = _missing(wanted, slots, self._config.slots) + max(0, need.parities - sum(parities))
+            counts = dict.fromkeys(wanted, self._config.slots) | {rank: self._config.slots + beside}
+            more = _missing(wanted, slots, counts) + max(0, need.parities - sum(parities))
             taken = sum(parities) + sum(size for _, size in slots)
             found = self._look(self._config.segment_dir)
             check_room(need, taken=taken, more=more, limits=found, budget=self._config.memory_bytes)
@@ -53,7 +56,7 @@ def _files(directory: Path) -> tuple[list[tuple[int, int]], list[int]]:
     return slots, parities
 
 
-def _missing(wanted: Mapping[int, int], slots: Sequence[tuple[int, int]], count: int) -> int:
-    """The bytes of the slots that are still to be made."""
+def _missing(wanted: Mapping[int, int], slots: Sequence[tuple[int, int]], counts: Mapping[int, int]) -> int:
+    """The bytes of the files that are still to be made: so many of each rank's size."""
     have = {rank: sum(1 for found in slots if found == (rank, size)) for rank, size in wanted.items()}
-    return sum(max(0, count - have[rank]) * size for rank, size in wanted.items())
+    return sum(max(0, counts[rank] - have[rank]) * size for rank, size in wanted.items())

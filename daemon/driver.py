@@ -199,7 +199,7 @@ class Driver:
 
     def _make_slot(self, effect: ev.MakeSlot) -> ev.Event:
         try:
-            path = self._segments.file_for(effect.slot, effect.size)
+            path = self._segments.file_for(effect.slot, effect.size, lent=effect.lent)
         except (CkptdError, OSError) as error:
             problem = error if isinstance(error, CkptdError) else CkptdError(str(error))
             return ev.SlotMade(effect.ticket, effect.slot, effect.version, problem=problem)

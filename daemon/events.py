@@ -112,8 +112,8 @@ class BeginAsked:
     rank: int
     version: Version
     size: int
-    waited_s: float = 0.0
-    """How long the trainer has waited for a free slot; 0 where one was free, or it does not wait."""
+    waited_s: float = 0.0  # for a free slot; 0 where one was free, or the trainer does not wait
+    lent: str = ""  # a file that it would have for its slot
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,12 +287,13 @@ class Retire:
 
 @dataclass(frozen=True, slots=True)
 class MakeSlot:
-    """Give the slot, granted for `version`, a file of `size` bytes; come back with `SlotMade`."""
+    """Give the slot, granted for `version`, a file of `size` bytes, `lent` if it can be; come back with `SlotMade`."""
 
     ticket: Ticket
     slot: SlotId
     version: Version
     size: int
+    lent: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
 import stat
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -44,6 +45,11 @@ class Owner:
     @classmethod
     def of(cls, config: Config) -> Owner:
         return cls(config.job, config.node, len(config.nodes))
+
+
+def slot_file(rank: int) -> str:
+    """A new name for a file of the rank's."""
+    return f"rank-{rank:05d}.{secrets.token_hex(4)}.safetensors"
 
 
 def is_ours(name: str) -> bool:

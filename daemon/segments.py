@@ -26,6 +26,7 @@ from ckptd.ckpt.model import PIECE, Image, Table, Version
 from ckptd.ckpt.pieces import digest_of, piece_sum, sums_of
 from ckptd.daemon.events import Damaged, FoundParity, FoundSlot, ParityDamaged, SlotId
 from ckptd.daemon.files import Files, Make
+from ckptd.daemon.lent import Lent
 from ckptd.daemon.records import (
     PARITY_FILE,
     PARITY_RECORD,
@@ -38,6 +39,7 @@ from ckptd.daemon.records import (
     is_ours,
     is_regular,
     read_record,
+    slot_file,
     write_record,
 )
 from ckptd.daemon.restored import Restored
@@ -79,6 +81,7 @@ class Segments:
         self.opened = Restored(self.directory / "restore" / "parts")
         self.foreseen = Restored(self.directory / "restore" / "foreseen")
         self._files = Files(self.directory, memory_bytes)
+        self.lent = Lent(self.directory, self._files)
         self._lock = threading.RLock()
         self._assigned: dict[SlotId, tuple[str, int]] = {}
         self._slots: dict[SlotId, _Slot] = {}
@@ -158,21 +161,38 @@ class Segments:
         """
         with self._lock:
             have = [name for slot, (name, s) in self._assigned.items() if slot.rank == rank and s == size]
+        self.lent.take_back(rank, size)
         have += self._files.spares(f"rank-{rank:05d}.", size)
         self._files.trim(f"rank-{rank:05d}.", {size})  # its layout has changed
         while len(have) < count and going_on():
-            have.append(self._files.make(f"rank-{rank:05d}.{secrets.token_hex(4)}.safetensors", size))
+            have.append(self._files.make(slot_file(rank), size))
             self._files.give(have[-1], size)
         return [self.directory / name for name in have]
+
+    def lend(self, rank: int, size: int, count: int) -> Path:
+        """A file of `size` bytes for the rank to stage in, beside those of its `count` slots. Raises MemoryBudgetError."""
+        with self._lock:
+            have = sum(slot.rank == rank and found == size for slot, (_, found) in self._assigned.items())
+        return self.lent.lend(rank, size, keep=max(0, count - have))
 
     def has_spare(self, rank: int, size: int) -> bool:
         """Whether a slot of the rank could have a file of `size` bytes at once."""
         return bool(self._files.spares(f"rank-{rank:05d}.", size))
 
-    def file_for(self, slot: SlotId, size: int, make: Make = shm.make_file) -> Path:
-        """The slot's file, of exactly `size` bytes: its own, a spare, or what `make` makes. Raises MemoryBudgetError."""
+    def file_for(self, slot: SlotId, size: int, make: Make = shm.make_file, lent: str = "") -> Path:
+        """The slot's file, of exactly `size` bytes: `lent`, if its rank was lent that; else its own, a spare or a new one.
+
+        `make` makes a new one. Raises MemoryBudgetError.
+        """
         with self._lock:
             name, found = self._assigned.get(slot, ("", -1))
+            if lent and self.lent.adopt(lent, slot.rank, size):
+                self._assigned[slot] = (lent, size)
+                if name and found == size:
+                    self._files.give(name, size)
+                elif name:
+                    (self.directory / name).unlink(missing_ok=True)
+                return self.directory / lent
             if found == size and (self.directory / name).exists():  # somebody may have tidied up /dev/shm
                 return self.directory / name
             if name:
@@ -180,7 +200,7 @@ class Segments:
                 (self.directory / name).unlink(missing_ok=True)
             name = self._files.take(f"rank-{slot.rank:05d}.", size) or ""
         if not name:
-            name = self._files.make(f"rank-{slot.rank:05d}.{secrets.token_hex(4)}.safetensors", size, make)
+            name = self._files.make(slot_file(slot.rank), size, make)
         with self._lock:
             self._assigned[slot] = (name, size)
         return self.directory / name

@@ -19,7 +19,7 @@ import grpc
 from google.protobuf.message import Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from ckptd.ckpt.client import WAIT_MAX_S, Attachment, Decision, Found, Stretch, pid_namespace
+from ckptd.ckpt.client import Attachment, Decision, Found, Stretch, pid_namespace
 from ckptd.ckpt.config import Config
 from ckptd.ckpt.errors import (
     AccessError,
@@ -34,7 +34,7 @@ from ckptd.ckpt.inventory import Ledger
 from ckptd.ckpt.model import Version, check_job_name
 from ckptd.ckpt.recovery import is_settled
 from ckptd.ckpt.rounds import Standing
-from ckptd.ckpt.tables import PID_MAX, RANKS_MAX, SIZE_MAX, STEP_MAX, number
+from ckptd.ckpt.tables import PID_MAX, RANKS_MAX, STEP_MAX, number
 from ckptd.ckpt.wire import ckptd_pb2 as pb
 from ckptd.ckpt.wire.rpc import ERROR_KEY, LOCAL, METHODS, status_of
 from ckptd.ckpt.wire.translate import version_in, version_out
@@ -42,6 +42,7 @@ from ckptd.ckpt.wire.translate_rounds import agent_in, ended_in, reason_in, stan
 from ckptd.daemon import events as ev
 from ckptd.daemon import views
 from ckptd.daemon.admission import Admission
+from ckptd.daemon.amounts import seconds, size_of
 from ckptd.daemon.driver import Driver
 from ckptd.daemon.gatherings import Gatherings
 from ckptd.daemon.jobs import Jobs
@@ -227,18 +228,23 @@ class LocalServer:
         return pb.Empty()
 
     def reserve(self, request: pb.ReserveRequest) -> pb.ReserveReply:
-        rank, size = number("rank", request.rank, RANKS_MAX), _size(request.size)
+        rank, size = number("rank", request.rank, RANKS_MAX), size_of(request.size)
         if not self._poll(lambda node: node.scanned, _ANSWER_S):  # a file that is made meanwhile would be found twice
             raise DaemonUnavailable("this daemon still reads what an earlier one left; try again")
         self._admission.admit(rank, size, self._driver.look(lambda node: [rank for rank, _ in node.ranks]))
-        return pb.ReserveReply(paths=map(str, self._reserving.reserve(rank, size, _seconds(request.wait_s))))
+        return pb.ReserveReply(paths=map(str, self._reserving.reserve(rank, size, seconds(request.wait_s))))
+
+    def lend(self, request: pb.LendRequest) -> pb.LendReply:
+        rank, size = number("rank", request.rank, RANKS_MAX), size_of(request.size)
+        self._admission.admit(rank, size, self._driver.look(lambda node: [rank for rank, _ in node.ranks]), beside=1)
+        return pb.LendReply(path=str(self._segments.lend(rank, size, self._config.slots)))
 
     def begin(self, request: pb.BeginRequest) -> pb.BeginReply:
-        version, size = version_in(request.version), _size(request.size)
+        version, size = version_in(request.version), size_of(request.size)
         self._reserving.settle(request.rank, size, _ANSWER_S)
-        waited_s = self._wait_for_room(request.rank, version, _seconds(request.wait_s))
+        waited_s = self._wait_for_room(request.rank, version, seconds(request.wait_s))
         answer: ev.Granted | None = self._driver.ask(
-            lambda ticket: ev.BeginAsked(ticket, request.rank, version, size, waited_s), _ANSWER_S
+            lambda ticket: ev.BeginAsked(ticket, request.rank, version, size, waited_s, request.lent), _ANSWER_S
         )
         if answer is None:
             return pb.BeginReply(granted=False, waited_s=waited_s)
@@ -367,18 +373,6 @@ class LocalServer:
             raise AccessError(
                 f"the daemon at {self.socket} serves job {self._config.job!r}, not {job!r}; set CKPTD_JOB or CKPTD_RUN_DIR"
             )
-
-
-def _seconds(wait_s: float) -> float:
-    if not 0.0 <= wait_s <= WAIT_MAX_S:  # which nan is not either
-        raise UsageError(f"found a wait of {wait_s} s for a slot, expected 0 to {WAIT_MAX_S:.0f}")
-    return wait_s
-
-
-def _size(size: int) -> int:
-    if size == 0:
-        raise UsageError("an image of 0 bytes; a safetensors file has at least a header")
-    return number("size", size, SIZE_MAX)
 
 
 def _document(content: object) -> pb.Document:

@@ -79,7 +79,7 @@ class Slots:
             forsaken = known.sealed is None or old.version > known.sealed
             effects = [ev.DropRecord(slot), *(self._duties.give_up(old.version) if forsaken else [])]
         self.catalog.act(slot, "grant", Filling(event.version))
-        return [*effects, ev.MakeSlot(event.ticket, slot, event.version, event.size)]
+        return [*effects, ev.MakeSlot(event.ticket, slot, event.version, event.size, event.lent)]
 
     def _slot_for(self, rank: int, version: Version, known: Known) -> ev.SlotId | None:
         """A slot that the rank may fill. Before the segments are scanned nobody knows what stands in them."""

@@ -44,6 +44,7 @@ class FakeChannel:
         self.threads: set[str] = set()
         self.aborts: list[str] = []
         self.reserved: list[int] = []
+        self.lent: list[Path] = []
         self.brought = 0
         self.rank = -1
         self.world = 0
@@ -118,7 +119,15 @@ class FakeChannel:
         self.reserved.append(size)
         return []
 
-    def begin(self, version: Version, size: int, wait_s: float = 0.0) -> Slot | None:
+    def lend(self, size: int) -> Path:
+        """A file is lent once; which it is, is made known by `lent`."""
+        self._called("lend")
+        path = self.directory / f"lent-{self.rank}-{len(self.lent)}"
+        path.write_bytes(b"\xaa" * size)
+        self.lent.append(path)
+        return path
+
+    def begin(self, version: Version, size: int, wait_s: float = 0.0, lent: Path | None = None) -> Slot | None:
         self._called("begin")
         if self.hang is not None:
             self.hang.wait(30.0)
@@ -127,6 +136,8 @@ class FakeChannel:
         self._begun = version
         if self.full or self.full_s > wait_s:
             return None
+        if lent in self.lent:
+            return Slot(version.step % 2, lent, size, min(self.full_s, wait_s))
         path = self.directory / f"slot-{self.rank}-{version.step % 2}"
         if not path.exists() or path.stat().st_size != size:
             path.unlink(missing_ok=True)

@@ -568,17 +568,33 @@ class ReserveReply(_message.Message):
     paths: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, paths: _Optional[_Iterable[str]] = ...) -> None: ...
 
+class LendRequest(_message.Message):
+    __slots__ = ("rank", "size")
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    rank: int
+    size: int
+    def __init__(self, rank: _Optional[int] = ..., size: _Optional[int] = ...) -> None: ...
+
+class LendReply(_message.Message):
+    __slots__ = ("path",)
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    path: str
+    def __init__(self, path: _Optional[str] = ...) -> None: ...
+
 class BeginRequest(_message.Message):
-    __slots__ = ("rank", "version", "size", "wait_s")
+    __slots__ = ("rank", "version", "size", "wait_s", "lent")
     RANK_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
     WAIT_S_FIELD_NUMBER: _ClassVar[int]
+    LENT_FIELD_NUMBER: _ClassVar[int]
     rank: int
     version: Version
     size: int
     wait_s: float
-    def __init__(self, rank: _Optional[int] = ..., version: _Optional[_Union[Version, _Mapping]] = ..., size: _Optional[int] = ..., wait_s: _Optional[float] = ...) -> None: ...
+    lent: str
+    def __init__(self, rank: _Optional[int] = ..., version: _Optional[_Union[Version, _Mapping]] = ..., size: _Optional[int] = ..., wait_s: _Optional[float] = ..., lent: _Optional[str] = ...) -> None: ...
 
 class BeginReply(_message.Message):
     __slots__ = ("granted", "slot", "path", "waited_s")

@@ -21,6 +21,7 @@ METHODS: dict[str, tuple[type[Message], type[Message]]] = {
     "Bring": (pb.BringRequest, pb.Empty),
     "Shut": (pb.BringRequest, pb.Empty),
     "Reserve": (pb.ReserveRequest, pb.ReserveReply),
+    "Lend": (pb.LendRequest, pb.LendReply),
     "Begin": (pb.BeginRequest, pb.BeginReply),
     "Commit": (pb.CommitRequest, pb.Empty),
     "Abort": (pb.AbortRequest, pb.Empty),

@@ -17,8 +17,10 @@ from ckptd.ckpt.image import Layout
 from ckptd.ckpt.model import Version
 from ckptd.ckpt.settings import read
 from ckptd.integrations import ranks, tensors
+from ckptd.integrations.dcp.berths import Berths, Course, Staging, staging_of, stand
 from ckptd.integrations.dcp.names import Address
 from ckptd.integrations.images import Bring, Opened, bringing, open_images
+from ckptd.integrations.journal import logger
 
 LEVELS = ("captured", "sealed", "persisted")
 _HEARD_S = 3.0
@@ -41,6 +43,7 @@ class Life:
         self._joined: Version | None = None
         """The last version that this rank was to write."""
         self._reserved = 0
+        self._berths = Berths()
 
     # ---- saving ---------------------------------------------------------------------------------------
 
@@ -85,30 +88,47 @@ class Life:
     def put(self, version: Version, layout: Layout, parts: Mapping[str, torch.Tensor], wait_s: float) -> None:
         """Write and commit this rank's image: `parts` by the names of the layout's entries.
 
-        Waits up to `wait_s` for a slot. Raises MemoryBudgetError when none comes free, and what the channel raises.
+        Those that were staged in a lent file, where the image has them, are left there: the file becomes the slot's. Waits
+        up to `wait_s` for a slot. Raises MemoryBudgetError when none comes free, and what the channel raises.
         """
+        staging = staging_of(parts.values())
+        berth = None if staging is None else staging.berth
+        there = None if berth is None else stand(layout, parts, berth.mapping)
         with self._lock:
             if layout.size != self._reserved:
                 self._channel.reserve(layout.size)
                 self._reserved = layout.size
-            slot = self._channel.begin(version, layout.size, wait_s)
+            slot = self._channel.begin(version, layout.size, wait_s, berth.path if berth and there else None)
             if slot is None:
                 raise MemoryBudgetError(
                     f"{version}: every slot was in use for {wait_s:.0f} s, the daemons can't keep up; save less often, or "
                     "raise the setting slots"
                 )
             try:
-                mapping = tensors.Mapping(slot.path, slot.size, write=True)
-                mapping.memory[: layout.data_start] = layout.header_for(
-                    version
-                )  # first: who reads an older image sees it
-                targets = [mapping.tensor(entry, layout.spans[entry.name]) for entry in layout.entries]
-                if targets:
-                    torch._foreach_copy_(targets, [parts[entry.name] for entry in layout.entries])
+                if berth is not None and there and slot.path == berth.path:
+                    _fill(berth.mapping, version, layout, {name: parts[name] for name in parts.keys() - there})
+                else:
+                    _fill(tensors.Mapping(slot.path, slot.size, write=True), version, layout, parts)
             except (CkptdError, OSError, RuntimeError, ValueError) as error:
                 self._channel.abort(slot, version, f"{type(error).__name__}: {error}")
                 raise
             self._channel.commit(slot, version)
+            if staging is not None:
+                self._prepare(staging, layout, parts)
+
+    def _prepare(self, staging: Staging, layout: Layout, parts: Mapping[str, torch.Tensor]) -> None:
+        """Have the next copy of this state made where its image will be; without a file for that, beside it as ever."""
+        spans = staging.spans(layout, parts)
+        if not spans:
+            return
+        try:
+            path = self._channel.lend(layout.size)
+            berth = self._berths.open(path, layout.size, pinned=staging.from_device and torch.cuda.is_available())
+        except (CkptdError, OSError) as error:
+            logger.debug("ckptd: the next save is copied twice: %s", error)
+            return
+        if berth is not None:
+            staging.next = Course(berth, spans)
 
     def finish(self, version: Version, level: str, timeout_s: float) -> None:
         """The coordinator's last image is committed: wait until the version has reached `level`."""
@@ -206,6 +226,14 @@ class Life:
         """No more ranks of this process will open it; what is mapped stays."""
         with self._lock:
             self._channel.release(version)
+
+
+def _fill(memory: tensors.Mapping, version: Version, layout: Layout, parts: Mapping[str, torch.Tensor]) -> None:
+    """Write the header and these parts."""
+    memory.memory[: layout.data_start] = layout.header_for(version)  # first: who reads an older image sees it
+    targets = [memory.tensor(entry, layout.spans[entry.name]) for entry in layout.entries if entry.name in parts]
+    if targets:
+        torch._foreach_copy_(targets, [parts[entry.name] for entry in layout.entries if entry.name in parts])
 
 
 _lives: dict[str, Life] = {}

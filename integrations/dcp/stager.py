@@ -1,13 +1,17 @@
-"""The copy that `dcp.async_save` makes before it returns: into host memory that is shared, and used again."""
+"""The copy that `dcp.async_save` makes before it returns: into host memory that is shared, and used again.
+
+Once a state has been saved, that memory is a file that becomes the image: see `berths`.
+"""
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+from torch.distributed.checkpoint._state_dict_stager import StateDictStager
+
+from ckptd.integrations.dcp.berths import Course, Staging, note
 
 
 class AsyncStager:
@@ -20,7 +24,7 @@ class AsyncStager:
     _synchronize_after_execute = False
 
     def __init__(self) -> None:
-        self._stagers: list[tuple[DefaultStager, list[weakref.ref[torch.Tensor]]]] = []
+        self._copiers: list[_Copier] = []
 
     @property
     def should_synchronize_after_execute(self) -> bool:
@@ -29,31 +33,66 @@ class AsyncStager:
 
     def stage(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         """The state, copied."""
-        idle = [pair for pair in self._stagers if all(tensor() is None for tensor in pair[1])]
-        if not idle:
-            idle.append((DefaultStager(_options()), []))
-            self._stagers.append(idle[0])
-        stager, held = idle[0]
-        staged: dict[str, Any] = stager.stage(state_dict)  # type: ignore[assignment]  # no Future: nothing is asynchronous
-        held[:] = [weakref.ref(tensor) for tensor in _tensors(staged)]
-        return staged
+        idle = next((copier for copier in self._copiers if not copier.staging.lives), None)
+        course = self._course()
+        if course is not None:  # the others' memory is not needed any more
+            self._copiers = [copier for copier in self._copiers if copier is idle or copier.staging.lives]
+        if idle is None:
+            idle = _Copier()
+            self._copiers.append(idle)
+        return idle.copy(state_dict, course)
+
+    def _course(self) -> Course | None:
+        """What the writer of the newest save that has got so far has found."""
+        found = None
+        for copier in self._copiers:
+            found, copier.staging.next = copier.staging.next or found, None
+        return found
 
     def synchronize_staging(self) -> None:
         """Nothing is left to wait for."""
 
     def close(self) -> None:
         """Let go of the memory."""
-        for stager, _ in self._stagers:
-            stager.close()
-        self._stagers.clear()
+        for copier in self._copiers:
+            copier.close()  # type: ignore[no-untyped-call]
+        self._copiers.clear()
 
 
-def _options() -> StagingOptions:
-    """Shared memory, which DCP's process executor maps; pinned where there is a device to copy from."""
-    device = torch.accelerator.is_available()
-    return StagingOptions(
-        use_pinned_memory=device, use_shared_memory=True, use_async_staging=False, use_non_blocking_copy=device
-    )
+class _Copier(StateDictStager):
+    """DCP's, whose memory is shared, as its process executor maps it, and pinned where there is a device to copy from.
+
+    What has a place in a berth is copied there instead.
+    """
+
+    def __init__(self) -> None:
+        self._device = torch.accelerator.is_available()
+        super().__init__(pin_memory=self._device, share_memory=True)
+        self.staging = Staging(None)
+
+    def copy(self, state_dict: dict[str, Any], course: Course | None) -> dict[str, Any]:
+        """The state, copied."""
+        self.staging = staging = Staging(course)
+        copied: dict[str, Any] = {}
+        try:
+            copied = self.stage(state_dict, non_blocking=self._device)
+            if self._device:
+                torch.accelerator.synchronize()
+        finally:
+            staging.close(_tensors(copied))
+        note(staging)
+        return copied
+
+    def _stage_untyped_storage(self, storage: torch.UntypedStorage, non_blocking: bool = False) -> torch.UntypedStorage:
+        copy = self.staging.place(storage.nbytes())
+        if copy is None:
+            copy = super()._stage_untyped_storage(storage, non_blocking=non_blocking)
+        else:
+            self._cached_storage_mapping.pop(storage, None)  # type: ignore[no-untyped-call]
+            copy.copy_(storage, non_blocking=non_blocking)
+        self.staging.from_device |= storage.device.type != "cpu"
+        self.staging.add(copy)
+        return copy
 
 
 def _tensors(value: object) -> Iterator[torch.Tensor]:

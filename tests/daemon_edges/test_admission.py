@@ -109,6 +109,18 @@ def test_parity_is_counted_before_there_is_any(folder: Path) -> None:
     gate.admit(0, PIECE, [0])
 
 
+def test_a_file_beside_the_slots_must_leave_room_for_what_is_promised(folder: Path) -> None:
+    """One is lent where slots and parity fit too, those that are not made yet; a spare one that stands costs nothing."""
+    gate, segments = admission(folder, (3 + 2 + 1) * PIECE - 1, nodes=2, parity=1)
+    gate.admit(0, PIECE, [0])
+    with pytest.raises(MemoryBudgetError):
+        gate.admit(0, PIECE, [0], beside=1)
+    gate, segments = admission(folder / "b", (3 + 2 + 1) * PIECE, nodes=2, parity=1)
+    gate.admit(0, PIECE, [0], beside=1)
+    segments.reserve(0, PIECE, 4)
+    gate.admit(0, PIECE, [0], beside=1)
+
+
 def test_ranks_that_went_elsewhere_make_room(folder: Path) -> None:
     """Only who is attached is counted; a layout that grew is counted anew."""
     gate, _ = admission(folder, 3 * 3 * PIECE)

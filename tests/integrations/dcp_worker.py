@@ -1,9 +1,9 @@
 """One rank of a sharded training that saves and loads by `ckptd.dcp`: `... RANK WORLD DIRECTORY MODE RUN_DIRS`; prints JSON.
 
-Rank r talks to the daemon in the run directory r of RUN_DIRS, or to the last one. Modes: `save` trains four steps and saves
-each, the middle ones by async_save in a thread and in a process; `load` reads the newest step into fresh objects, and two
-ranks save it anew; `wrong` asks for a model of another shape; `meshes` (four ranks) saves and loads across meshes of one and
-two dimensions.
+Rank r talks to the daemon in the run directory r of RUN_DIRS, or to the last one. Modes: `save` trains five steps and saves
+each, the middle ones by async_save, twice in a thread and then in a process, and loads these; `load` reads the newest step
+into fresh objects, and two ranks save it anew; `wrong` asks for a model of another shape; `meshes` (four ranks) saves and
+loads across meshes of one and two dimensions.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from benchmarks.dcp_async import counted
 from tests.fakes import bits
 from tests.integrations.sharded_worker import line, shard_each, square, update
 from torch import nn
@@ -31,7 +32,7 @@ from xxhash import xxh3_128_hexdigest
 import ckptd.dcp
 from ckptd.ckpt.errors import CkptdError
 
-STEPS = 4
+STEPS = 5
 Build = Callable[[int], dict[str, Any]]
 
 
@@ -93,7 +94,7 @@ def digest_of(state: Any) -> str:
 def save(rank: int, world: int) -> dict[str, Any]:
     """Every step is saved in another way, and the state is changed right after an asynchronous one has returned."""
     torch.manual_seed(0)
-    objects, digests = objects_of(world), []
+    objects, digests, copied = objects_of(world), [], []
     torch.manual_seed(rank)
     for step in range(1, STEPS + 1):
         update(objects)
@@ -103,13 +104,18 @@ def save(rank: int, world: int) -> dict[str, Any]:
         if step == 1 or step == STEPS:
             ckptd.dcp.save(state, checkpoint_id=step)
         else:
-            kind = AsyncCheckpointerType.THREAD if step == 2 else AsyncCheckpointerType.PROCESS
-            future = ckptd.dcp.async_save(state, checkpoint_id=f"step-{step}", async_checkpointer_type=kind)
-            with torch.no_grad():
-                for parameter in objects["model"].parameters():
-                    parameter.mul_(1.5)
-            future.result(100)
-    return {"digests": digests}
+            kind = AsyncCheckpointerType.PROCESS if step == STEPS - 1 else AsyncCheckpointerType.THREAD
+            with counted() as sizes:
+                future = ckptd.dcp.async_save(state, checkpoint_id=f"step-{step}", async_checkpointer_type=kind)
+                with torch.no_grad():
+                    for parameter in objects["model"].parameters():
+                        parameter.mul_(1.5)
+                future.result(100)
+            copied.append(sum(sizes))
+            found = state_of(objects_of(world))
+            ckptd.dcp.load(found, checkpoint_id=step)
+            assert digest_of(found) == digests[-1]
+    return {"digests": digests, "copied": copied[:2]}
 
 
 def load(rank: int, world: int) -> dict[str, Any]:

@@ -35,8 +35,8 @@ class Loses(FakeChannel):
 
     harm: Callable[[Path], object] | None = None
 
-    def begin(self, version: Version, size: int, wait_s: float = 0.0) -> Slot | None:
-        slot = super().begin(version, size, wait_s)
+    def begin(self, version: Version, size: int, wait_s: float = 0.0, lent: Path | None = None) -> Slot | None:
+        slot = super().begin(version, size, wait_s, lent)
         if slot is not None and self.harm is not None:
             self.harm(slot.path)
         return slot

@@ -120,8 +120,8 @@ class Scribbler(FakeChannel):
         super().__init__(directory)
         self._granted: set[Path] = set()
 
-    def begin(self, version: Version, size: int, wait_s: float = 0.0) -> Slot | None:
-        slot = super().begin(version, size, wait_s)
+    def begin(self, version: Version, size: int, wait_s: float = 0.0, lent: Path | None = None) -> Slot | None:
+        slot = super().begin(version, size, wait_s, lent)
         assert slot is not None
         if slot.path in self._granted:
             first, last = parse(slot.path.read_bytes()).spans["model.base.weight"]
