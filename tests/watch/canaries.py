@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ckptd.daemon.watch import crash, delays, hang, judge, losses
+from ckptd.daemon.watch import crash, delays, hang, judge
 from ckptd.daemon.watch.fleet import Fleet
 from ckptd.daemon.watch.limits import Limits
 from ckptd.daemon.watch.slow import SlowRanks
@@ -125,15 +125,15 @@ def one_loss_is_enough() -> AbstractContextManager[None]:
 
 
 @_canary
-def every_wire_for_itself() -> AbstractContextManager[None]:
-    """Blame each wire of a node all of which lose."""
-    return _put(losses.Losses, "_side", lambda self, bad, wires: None)
-
-
-@_canary
 def last_to_die() -> AbstractContextManager[None]:
     """Blame everybody who has died, not who died first."""
-    return _put(Limits, "__init__", _with(close_s=1e9))
+
+    @contextmanager
+    def both() -> Iterator[None]:
+        with _put(crash, "FIRST_HAND", frozenset(range(-255, 256))), _put(Limits, "__init__", _with(close_s=1e9)):
+            yield
+
+    return both()
 
 
 @_canary
