@@ -14,14 +14,11 @@ from tests.crash.victim import PLAN, STEPS, Steps, kind_of
 
 CUTS = (
     "capture:0:rename rank-#.slot-#.json:1:SIGKILL",
-    "capture:1:write a parity:1:SIGKILL",
     "capture:1:fsync:1:SIGSTOP",
     "capture:0:rename step-##.e#:1:SIGKILL",
-    "capture:0:rename daemon.json:1:SIGTERM",
     "start:1:rename daemon.json:1:SIGKILL",
     "rebuild:0:serve a range:1:SIGKILL",
     "replace:1:write received bytes:2:SIGKILL",
-    "adopt:0:ask for a range:1:SIGKILL",
 )
 
 
