@@ -18,7 +18,6 @@ CUTS = (
     "capture:0:rename step-##.e#:1:SIGKILL",
     "start:1:rename daemon.json:1:SIGKILL",
     "rebuild:0:serve a range:1:SIGKILL",
-    "replace:1:write received bytes:2:SIGKILL",
 )
 
 

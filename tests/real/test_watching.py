@@ -81,7 +81,7 @@ def test_a_slow_rank_is_named() -> None:
 
 
 def test_a_long_evaluation_is_nobody_s_fault() -> None:
-    """12 s in which one rank evaluates and the other waits for it; then they train on, and end."""
+    """9 s in which one rank evaluates and the other waits for it; then they train on, and end."""
     with Cluster(2, parity=1) as cluster, Watched(cluster, 2, 120, "eval:1:60") as ranks:
         until(lambda: all(rank.poll() == 0 for rank in ranks.ranks), "the end of the training", START_S + 30)
         assert ranks.incidents() == []

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from ckptd import Checkpointer
 
 STEP_S = 0.03
-EVALUATION_S = 12.0
+EVALUATION_S = 9.0
 
 
 def misbehave(what: str) -> None:

@@ -7,7 +7,7 @@ from tests.sim.__main__ import command
 from tests.sim.runs import attempt
 from tests.sim.scenario import draw
 
-BATCHES, SEEDS = 12, 12
+BATCHES, SEEDS = 8, 12
 
 
 @pytest.mark.parametrize("batch", range(BATCHES))

@@ -10,7 +10,7 @@ from tests.watch.month import watch_day
 
 from ckptd.daemon.watch.verdicts import Syndrome
 
-BATCHES, SEEDS = 6, 10
+BATCHES, SEEDS = 4, 10
 RANKS = (8, 32)
 MISSES_MAX = 1
 """Of a batch's ten faults: some are as faint as the noise. The whole campaign's bar is stated in `tests.watch.__main__`."""
