@@ -284,7 +284,7 @@ def _open(url: str) -> tuple[Any, str]:
         raise UsageError(f"storage {url}: {error}; {advice}") from error
     except ValueError as error:  # no such protocol, or not a URL that it takes
         raise UsageError(f"storage {url}: {error}; expected a directory or the URL of an object store") from error
-    except Exception as error:
+    except Exception as error:  # what somebody else's file system raises can't be listed
         raise StorageError(f"cannot open {url}: {said(error)}; check the storage's credentials and settings") from error
     if protocol in _S3:
         fs.retries = 1  # `insist` does that, and says so

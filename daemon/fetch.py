@@ -109,13 +109,13 @@ class Fetcher:
                 return "parity" if damaged else self._rung(report, held)
             except CkptdError as error:
                 tried.append(str(error))
-        for node in _protecting(ledger, version):
+        for node in _protecting(ledger, version, image):
             try:
                 sums = self._symbols.sums(ledger, node, version, image)
                 if self.decode(ledger, version, image, into, wanted) == [sums[piece] for piece in wanted]:
                     return "parity"
                 raise CorruptionError(f"rank {image.rank} of {version}: a decoded piece fails the sum of its capture")
-            except NotHeld:  # of another group, or restarted since
+            except NotHeld:  # its parities are of other stripes, or it was restarted since
                 continue
             except CkptdError as error:
                 tried.append(str(error))
@@ -309,7 +309,12 @@ def _pieces_in(view: memoryview) -> int:
     return -(-len(view) // PIECE)
 
 
-def _protecting(ledger: Ledger, version: Version) -> list[int]:
-    """The nodes that keep a parity of a version."""
-    kept = (report for report in ledger.reports if any(parity.version == version for parity in report.parities))
-    return [report.node for report in kept]
+def _protecting(ledger: Ledger, version: Version, image: Image) -> list[int]:
+    """The nodes that keep a parity of the image's group: few, however many the job has."""
+    found: list[int] = []
+    for table in tables_of(ledger).get(version, ()):
+        if is_complete(table) and table.holder(image.rank)[1] == image:
+            group = group_of(table.map, table.holder(image.rank)[0].node)
+            of = (version, table.name, group.index) if group else None
+            found += [r.node for r in ledger.reports if any((p.version, p.table, p.group) == of for p in r.parities)]
+    return list(dict.fromkeys(found))

@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from ckptd.ckpt.client import Found
-from ckptd.ckpt.errors import CkptdError, StaleStepError
+from ckptd.ckpt.errors import CkptdError
 from ckptd.ckpt.inventory import Ledger
 from ckptd.ckpt.manifest import file_name
 from ckptd.ckpt.model import Image, Table, Version
@@ -59,7 +59,7 @@ class Foresight:
             if order == self._order:
                 return
             self._order = order
-            self._forget()
+        self.forget()
         ledger = look()
         found = None if ledger is None else needed(ledger, place)
         if ledger is None or found is None:
@@ -67,13 +67,13 @@ class Foresight:
         table, images = found
         with self._lock:
             for image in images if order == self._order else ():
-                coming = self._pool.submit(self._bring, order, ledger, table, image)
+                coming = self._pool.submit(self._bring, ledger, table, image)
                 self._coming[table.version, image] = coming
 
     def take(self, version: Version, image: Image, to: Path) -> Found | None:
         """The image, moved to `to`, verified when it came; None if it was not foreseen. Waits for one that is on its way."""
         with self._lock:
-            coming = self._coming.pop((version, image), None)
+            coming = self._coming.get((version, image))
         if coming is None or coming.cancel():
             return None
         try:
@@ -83,24 +83,24 @@ class Foresight:
             return None
         return Found(image.rank, to, image.size, "parity")
 
-    def close(self) -> None:
+    def forget(self) -> None:
+        """What was brought and not taken is not needed, and must not fill the memory."""
         with self._lock:
-            self._order = (0, "")
-            self._forget()
+            for (version, _), coming in self._coming.items():
+                coming.cancel()
+                self._files.release(version)
+            self._coming.clear()
+
+    def close(self) -> None:
+        self.forget()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _bring(self, order: tuple[int, str], ledger: Ledger, table: Table, image: Image) -> Path:
+    def _bring(self, ledger: Ledger, table: Table, image: Image) -> Path:
         path = self._files.directory_of(table.version) / file_name(image.rank)
-        self._fetcher.image(ledger, table, image.rank, self._files.make(path, image.size))
-        with self._lock:
-            if order == self._order:
-                return path
-            self._files.release(table.version)
-        raise StaleStepError(f"round {order[0]} is over")
-
-    def _forget(self) -> None:
-        """What was brought for an earlier round, and not taken, must not fill the memory."""
-        for (version, _), coming in self._coming.items():
-            coming.cancel()
-            self._files.release(version)
-        self._coming.clear()
+        try:
+            self._fetcher.image(ledger, table, image.rank, self._files.make(path, image.size))
+        finally:
+            with self._lock:
+                if (table.version, image) not in self._coming:  # forgotten meanwhile
+                    self._files.release(table.version)
+        return path

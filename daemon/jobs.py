@@ -207,6 +207,7 @@ class Jobs:
                 own.append(found)
                 continue
             parts.append(Part(image, path, self._segments.opened.make_empty(path, image.size)))
+        self.foresight.forget()  # this life needs no other images, nor another version's
         return Opened(own, parts, somes, wholes)
 
     def _whole(self, ledger: Ledger, table: Table, image: Image, view: memoryview) -> str:

@@ -1,8 +1,8 @@
 """Links that lose segments, by the count of the kernels that had to send them again.
 
 The delay matrix does not show them: what a lost segment delays, by a timer of TCP's that is 200 ms at least, are a few
-transfers among many that are as fast as ever. A probe is one segment, so its loss is not of its own making, as the losses
-of a transfer may be that fills a queue.
+transfers among many that are as fast as ever. A probe is a few segments, so their loss is not of its own making, as the
+losses of a transfer may be that fills a queue.
 """
 
 from __future__ import annotations

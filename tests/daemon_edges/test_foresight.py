@@ -13,7 +13,7 @@ from tests.daemon_edges.nodes import NodesHere, nodes_here
 from tests.payload import bytes_of
 
 from ckptd.ckpt.client import Found
-from ckptd.ckpt.errors import MemoryBudgetError
+from ckptd.ckpt.errors import CorruptionError, MemoryBudgetError
 from ckptd.ckpt.inventory import Ledger
 from ckptd.ckpt.model import PIECE, Image, Version
 from ckptd.ckpt.rounds import Place
@@ -101,6 +101,36 @@ def test_where_it_cannot_be_brought_the_trainers_ask_as_ever(nodes: NodesHere, m
     monkeypatch.setattr(nodes[0].segments.foreseen, "make", full)
     nodes[0].jobs.foresight.seated(SEAT, lambda: lost)
     assert [image.source for image in opened(nodes, lost)] == ["own", "none", "none", "none"]
+
+
+def foreseen(nodes: NodesHere) -> list[Path]:
+    return [path for path in files(nodes) if "foreseen" in path.parts]
+
+
+def test_what_the_life_does_not_begin_from_is_let_go(nodes: NodesHere) -> None:
+    """Another version was decided on: memory is full of images soon enough."""
+    lost = nodes.ledger(1)
+    nodes[0].jobs.foresight.seated(SEAT, lambda: lost)
+    nodes[0].jobs.foresight._pool.submit(bool).result(20.0)  # it has come: the slots that it is made of are filled anew
+    assert len(foreseen(nodes)) == 1
+    newer = Version(1, 6)
+    nodes.capture(newer, SIZES)
+    nodes[0].jobs.open(nodes.ledger(), newer)
+    assert foreseen(nodes) == []
+
+
+def test_what_could_not_be_brought_takes_no_memory(nodes: NodesHere, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its file stood already."""
+
+    def fails(*_: object) -> object:
+        assert len(foreseen(nodes)) == 1
+        raise CorruptionError("a stripe that does not fit together")
+
+    monkeypatch.setattr(nodes[0].fetcher, "image", fails)
+    lost = nodes.ledger(1)
+    nodes[0].jobs.foresight.seated(SEAT, lambda: lost)
+    assert [image.source for image in opened(nodes, lost)] == ["own", "none", "none", "none"]
+    assert foreseen(nodes) == []
 
 
 def test_an_image_of_another_version_is_not_taken_for_it(nodes: NodesHere) -> None:
